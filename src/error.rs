@@ -1,0 +1,444 @@
+//! What went wrong, with which command, in which step. Knows the vocabulary of the crate; knows nothing of how a child is started or watched.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::context::Cause;
+use crate::exit::{Captured, Exit};
+
+/// How many bytes of a child's captured stderr an error shows.
+pub(crate) const STDERR_SHOWN_BYTES: usize = 1024;
+
+/// A `Result` whose error is pidloop's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What kind of thing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Something in the command cannot be used: an empty name, a NUL byte, two contradicting options.
+    InvalidInput,
+    /// The program does not exist, or no directory of `PATH` has it.
+    NotFound,
+    /// The lookup found the program only relative to the current directory (Go's `ErrDot`).
+    RelativeLookup,
+    /// The program, or a directory on the way to it, may not be executed or entered.
+    PermissionDenied,
+    /// A step before the program began failed: [`Error::stage`] names it.
+    Setup,
+    /// `execve` refused the program for another reason: its format, its size, a busy file.
+    Exec,
+    /// No descriptor was left, in this process (`EMFILE`) or on the system (`ENFILE`).
+    NoDescriptors,
+    /// No process could be made: `RLIMIT_NPROC`, `pids.max` or the system's table (`EAGAIN`).
+    NoProcessSlots,
+    /// The kernel had no memory (`ENOMEM`).
+    NoMemory,
+    /// A context was cancelled: before the spawn (then there is no [`Error::exit`]), or it stopped the child.
+    Cancelled,
+    /// A context's deadline or the command's timeout passed: before the spawn, or it stopped the child.
+    DeadlineExceeded,
+    /// The child was stopped for another reason: [`Error::cause`] tells it.
+    Stopped,
+    /// The child ended by itself, but not with exit status 0.
+    Unsuccessful,
+    /// The child is gone, and somebody else took its exit status.
+    StatusLost,
+    /// The child is gone, but somebody still held its output open when reading was ended: what was captured may be incomplete.
+    OutputCut,
+    /// More output than the limit that was set.
+    OutputLimit,
+    /// The closure of [`Cancel::call`](crate::Cancel::call) failed.
+    CancelFailed,
+    /// A stream that serves one spawn was used for a second one.
+    StreamUsed,
+    /// The handle was made before this process was forked; it belongs to the parent.
+    Forked,
+    /// The thread that turned the reactor panicked, and so did its successor.
+    ReactorDied,
+    /// The driver or reactor is shutting down.
+    ShutDown,
+    /// This kernel or sandbox lacks what is needed; the message names it.
+    Unsupported,
+    /// There is no such child (any more).
+    NoSuchChild,
+    /// Another operation of ours failed.
+    Io,
+}
+
+/// A step on the way from the call of `spawn` to the first instruction of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Looking the program up in `PATH`.
+    Lookup,
+    /// Making the pipes and opening `/dev/null`.
+    Streams,
+    /// Entering the child in the reactor's tables and the epoll set.
+    Register,
+    /// `clone3` or `clone`.
+    Clone,
+    /// A private copy of the descriptor table (`close_range`, `unshare`).
+    DescriptorTable,
+    /// Putting the descriptors where the child expects them (`dup3`).
+    Descriptors,
+    /// `setsid`.
+    Session,
+    /// `setpgid`.
+    ProcessGroup,
+    /// The controlling terminal (`TIOCSCTTY`, `TIOCNOTTY`).
+    Terminal,
+    /// `tcsetpgrp`.
+    Foreground,
+    /// `unshare`.
+    Namespaces,
+    /// Writing the maps of a user namespace.
+    IdMaps,
+    /// Entering the cgroup.
+    Cgroup,
+    /// `chroot`.
+    Chroot,
+    /// `chdir` or `fchdir`.
+    Directory,
+    /// `umask`.
+    Umask,
+    /// `setpriority`.
+    Nice,
+    /// `prlimit`.
+    ResourceLimit,
+    /// `sched_setaffinity`.
+    Affinity,
+    /// `ioprio_set`.
+    IoPriority,
+    /// Writing `oom_score_adj`.
+    OomScore,
+    /// `sched_setscheduler`.
+    Scheduler,
+    /// `prctl(PR_CAPBSET_DROP)`, `capset`, `prctl(PR_CAP_AMBIENT)`.
+    Capabilities,
+    /// `prctl(PR_SET_NO_NEW_PRIVS)`.
+    NoNewPrivileges,
+    /// `setgroups`.
+    Groups,
+    /// `setresgid`.
+    Gid,
+    /// `setresuid`.
+    Uid,
+    /// `prctl(PR_SET_PDEATHSIG)` and the check that the parent still lives.
+    ParentDeathSignal,
+    /// Signal dispositions (`rt_sigaction`).
+    Signals,
+    /// `ptrace(PTRACE_TRACEME)`.
+    Trace,
+    /// The caller's own `pre_exec` closure.
+    PreExec,
+    /// `execve`.
+    Exec,
+}
+
+impl Stage {
+    /// The words for it in a message.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stage::Lookup => "look up the program",
+            Stage::Streams => "set up the streams",
+            Stage::Register => "register the child",
+            Stage::Clone => "create the process",
+            Stage::DescriptorTable => "make a private descriptor table",
+            Stage::Descriptors => "install the descriptors",
+            Stage::Session => "start a session",
+            Stage::ProcessGroup => "set the process group",
+            Stage::Terminal => "set the controlling terminal",
+            Stage::Foreground => "move to the foreground",
+            Stage::Namespaces => "unshare namespaces",
+            Stage::IdMaps => "write the id maps",
+            Stage::Cgroup => "enter the cgroup",
+            Stage::Chroot => "change the root directory",
+            Stage::Directory => "change the directory",
+            Stage::Umask => "set the umask",
+            Stage::Nice => "set the nice value",
+            Stage::ResourceLimit => "set a resource limit",
+            Stage::Affinity => "set the CPU affinity",
+            Stage::IoPriority => "set the I/O priority",
+            Stage::OomScore => "set the OOM score",
+            Stage::Scheduler => "set the scheduling policy",
+            Stage::Capabilities => "set capabilities",
+            Stage::NoNewPrivileges => "set no_new_privs",
+            Stage::Groups => "set the supplementary groups",
+            Stage::Gid => "set the group id",
+            Stage::Uid => "set the user id",
+            Stage::ParentDeathSignal => "set the parent-death signal",
+            Stage::Signals => "set signal dispositions",
+            Stage::Trace => "ask to be traced",
+            Stage::PreExec => "run the pre_exec closure",
+            Stage::Exec => "execute the program",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An error of pidloop: what happened, to which command, in which step, and what there is of a result.
+///
+/// It converts into [`io::Error`] with `?`, keeping itself as the source; [`io::Error::downcast`] gives it back.
+///
+/// The message never holds a value of the environment, a byte of stdin or a
+/// [`secret_arg`](crate::Command::secret_arg).
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    /// The command as a shell line, secrets hidden.
+    command: Option<String>,
+    stage: Option<Stage>,
+    /// The path the step was about: the program, the directory.
+    path: Option<PathBuf>,
+    detail: Option<String>,
+    cause: Option<Cause>,
+    exit: Option<Exit>,
+    captured: Option<Captured>,
+    source: Option<io::Error>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Error {
+        Error(Box::new(Inner {
+            kind,
+            command: None,
+            stage: None,
+            path: None,
+            detail: None,
+            cause: None,
+            exit: None,
+            captured: None,
+            source: None,
+        }))
+    }
+
+    /// The error of a system call in `stage`: the kind follows from errno where errno is a kind of its own.
+    pub(crate) fn os(stage: Stage, source: io::Error) -> Error {
+        Error::new(kind_of_errno(stage, &source)).at(stage).because(source)
+    }
+
+    pub(crate) fn at(mut self, stage: Stage) -> Error {
+        self.0.stage = Some(stage);
+        self
+    }
+
+    pub(crate) fn because(mut self, source: impl Into<io::Error>) -> Error {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn of(mut self, command: impl Into<String>) -> Error {
+        self.0.command.get_or_insert_with(|| command.into());
+        self
+    }
+
+    pub(crate) fn about(mut self, path: impl Into<PathBuf>) -> Error {
+        self.0.path = Some(path.into());
+        self
+    }
+
+    pub(crate) fn saying(mut self, detail: impl Into<String>) -> Error {
+        self.0.detail = Some(detail.into());
+        self
+    }
+
+    pub(crate) fn with_exit(mut self, exit: Exit) -> Error {
+        self.0.exit = Some(exit);
+        self
+    }
+
+    pub(crate) fn with_captured(mut self, captured: Captured) -> Error {
+        self.0.captured = Some(captured);
+        self
+    }
+
+    /// The error for a stop: its kind is the cause's.
+    pub(crate) fn stopped(cause: Cause) -> Error {
+        let kind = match cause {
+            Cause::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+            Cause::OutputLimit => ErrorKind::OutputLimit,
+            Cause::Terminated | Cause::Dropped | Cause::ShutDown => ErrorKind::Stopped,
+            _ => ErrorKind::Cancelled,
+        };
+        let mut error = Error::new(kind);
+        error.0.cause = Some(cause);
+        error
+    }
+
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The command, as a shell would be given it; secret arguments read `***`.
+    pub fn command(&self) -> Option<&str> {
+        self.0.command.as_deref()
+    }
+
+    /// The step that failed, for an error of `spawn`.
+    pub fn stage(&self) -> Option<Stage> {
+        self.0.stage
+    }
+
+    /// The path that the failed step was about.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
+    }
+
+    /// Why the child was stopped, or why it was never started.
+    pub fn cause(&self) -> Option<&Cause> {
+        self.0.cause.as_ref()
+    }
+
+    /// How the child ended, if there was one.
+    pub fn exit(&self) -> Option<&Exit> {
+        self.0.exit.as_ref()
+    }
+
+    /// What was captured of the child's output.
+    pub fn output(&self) -> Option<&Captured> {
+        self.0.captured.as_ref()
+    }
+
+    /// As [`Error::output`], by value.
+    pub fn into_output(self) -> Option<Captured> {
+        self.0.captured
+    }
+
+    /// The errno behind the error, if a system call failed.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.0.source.as_ref().and_then(io::Error::raw_os_error)
+    }
+
+    /// Whether a retry may succeed without any change: no descriptors, no process slots, no memory, a busy program file.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.0.kind,
+            ErrorKind::NoDescriptors | ErrorKind::NoProcessSlots | ErrorKind::NoMemory
+        ) || self.raw_os_error() == Some(libc::ETXTBSY)
+    }
+
+    fn io_kind(&self) -> io::ErrorKind {
+        match self.0.kind {
+            ErrorKind::InvalidInput | ErrorKind::StreamUsed => io::ErrorKind::InvalidInput,
+            ErrorKind::NotFound | ErrorKind::RelativeLookup | ErrorKind::NoSuchChild => io::ErrorKind::NotFound,
+            ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+            ErrorKind::DeadlineExceeded => io::ErrorKind::TimedOut,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::NoMemory => io::ErrorKind::OutOfMemory,
+            ErrorKind::NoProcessSlots => io::ErrorKind::WouldBlock,
+            _ => self.0.source.as_ref().map_or(io::ErrorKind::Other, io::Error::kind),
+        }
+    }
+}
+
+/// Which errnos are kinds of their own, and in which step.
+fn kind_of_errno(stage: Stage, source: &io::Error) -> ErrorKind {
+    match (stage, source.raw_os_error()) {
+        (_, Some(libc::EMFILE | libc::ENFILE)) => ErrorKind::NoDescriptors,
+        (_, Some(libc::ENOMEM)) => ErrorKind::NoMemory,
+        (Stage::Clone | Stage::Exec | Stage::Uid, Some(libc::EAGAIN)) => ErrorKind::NoProcessSlots,
+        (Stage::Clone, Some(libc::ENOSYS)) => ErrorKind::Unsupported,
+        (Stage::Exec | Stage::Lookup, Some(libc::ENOENT | libc::ENOTDIR)) => ErrorKind::NotFound,
+        (Stage::Exec | Stage::Lookup, Some(libc::EACCES | libc::EISDIR | libc::EPERM)) => ErrorKind::PermissionDenied,
+        (Stage::Exec | Stage::Lookup, _) => ErrorKind::Exec,
+        (Stage::Register, _) => ErrorKind::Io,
+        _ => ErrorKind::Setup,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &*self.0;
+        if let Some(command) = &e.command {
+            write!(f, "{command}: ")?;
+        }
+        self.write_what(f)?;
+        if let Some(path) = &e.path {
+            write!(f, " {}", path.display())?;
+        }
+        if let Some(detail) = &e.detail {
+            write!(f, ": {detail}")?;
+        }
+        if let Some(source) = &e.source {
+            write!(f, ": {source}")?;
+        }
+        self.write_stderr(f)
+    }
+}
+
+impl Error {
+    fn write_what(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &*self.0;
+        match (e.kind, &e.exit, &e.cause, e.stage) {
+            (ErrorKind::Unsuccessful, Some(exit), ..) => write!(f, "{exit}"),
+            (ErrorKind::StatusLost, ..) => f.write_str("the exit status was taken by somebody else"),
+            (ErrorKind::OutputCut, ..) => {
+                f.write_str("somebody still held its output open when reading was ended")
+            }
+            (ErrorKind::CancelFailed, ..) => f.write_str("canceling the command failed"),
+            (ErrorKind::StreamUsed, ..) => f.write_str("a stream that serves one spawn was already used"),
+            (ErrorKind::Forked, ..) => f.write_str("this handle was made before the process forked"),
+            (ErrorKind::ReactorDied, ..) => f.write_str("the reactor thread died"),
+            (ErrorKind::ShutDown, ..) => f.write_str("shutting down: nothing is started any more"),
+            (ErrorKind::NoSuchChild, ..) => f.write_str("no such child"),
+            (ErrorKind::RelativeLookup, ..) => {
+                f.write_str("cannot run executable found relative to current directory")
+            }
+            (ErrorKind::InvalidInput, ..) => f.write_str("invalid command"),
+            (ErrorKind::Unsupported, ..) => f.write_str("not supported here"),
+            (_, Some(exit), Some(cause), _) => write!(f, "stopped ({cause}), {exit}"),
+            (_, None, Some(cause), _) => write!(f, "not started: {cause}"),
+            (_, _, _, Some(stage)) => write!(f, "could not {stage}"),
+            (ErrorKind::NoDescriptors, ..) => f.write_str("no descriptors left"),
+            (ErrorKind::NoMemory, ..) => f.write_str("no memory left"),
+            _ => f.write_str("operation failed"),
+        }
+    }
+
+    /// The end of the captured stderr, on a line of its own.
+    fn write_stderr(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(captured) = &self.0.captured else { return Ok(()) };
+        let stderr = captured.stderr.trim_ascii();
+        if stderr.is_empty() || self.0.exit.is_none() {
+            return Ok(());
+        }
+        let shown = &stderr[stderr.len().saturating_sub(STDERR_SHOWN_BYTES)..];
+        let dots = if shown.len() < stderr.len() { "…" } else { "" };
+        write!(f, "\nstderr: {dots}{}", String::from_utf8_lossy(shown))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &*self.0;
+        f.debug_struct("Error")
+            .field("kind", &e.kind)
+            .field("stage", &e.stage)
+            .field("errno", &self.raw_os_error())
+            .field("message", &self.to_string())
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        let e = &*self.0;
+        e.source.as_ref().map(|s| s as _).or_else(|| e.cause.as_ref().and_then(Cause::source))
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        io::Error::new(error.io_kind(), error)
+    }
+}

@@ -1,0 +1,287 @@
+//! How a child ended: its status, why it was stopped, what it used. Plain data; knows nothing of how any of it was learnt.
+
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::context::Cause;
+use crate::error::{Error, ErrorKind, Result};
+use crate::signal::Signal;
+
+/// How a child ended. Cheap to clone; what Go calls `ProcessState`.
+///
+/// It reports and does not judge: [`Exit::check`] does.
+#[derive(Clone)]
+pub struct Exit(Arc<Ending>);
+
+/// What is known of an ended child.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    /// The command as a shell line, for [`Exit::check`].
+    pub(crate) command: Arc<str>,
+    pub(crate) pid: u32,
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) spawned_at: Instant,
+    pub(crate) exited_at: Instant,
+    pub(crate) held_open: HeldOpen,
+    /// Why the closure of `Cancel::call` failed.
+    pub(crate) cancel_failed: Option<Arc<str>>,
+}
+
+/// Which captured streams somebody still held when reading was ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldOpen {
+    /// stdout was cut.
+    pub stdout: bool,
+    /// stderr was cut.
+    pub stderr: bool,
+}
+
+impl HeldOpen {
+    /// Whether any stream was cut.
+    pub fn any(self) -> bool {
+        self.stdout || self.stderr
+    }
+}
+
+/// What a child, and the descendants it waited for, used (`rusage` of `waitid`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// CPU time in user mode.
+    pub user_time: Duration,
+    /// CPU time in the kernel.
+    pub system_time: Duration,
+    /// The largest resident set, in bytes.
+    pub max_rss_bytes: u64,
+    /// Page faults served without I/O.
+    pub minor_faults: u64,
+    /// Page faults that needed I/O.
+    pub major_faults: u64,
+    /// Blocks of 512 bytes read from disk.
+    pub blocks_in: u64,
+    /// Blocks of 512 bytes written to disk.
+    pub blocks_out: u64,
+    /// Times it gave up the CPU to wait for something.
+    pub voluntary_switches: u64,
+    /// Times the CPU was taken from it.
+    pub involuntary_switches: u64,
+}
+
+impl Exit {
+    pub(crate) fn new(ending: Ending) -> Exit {
+        Exit(Arc::new(ending))
+    }
+
+    pub(crate) fn ending(&self) -> &Ending {
+        &self.0
+    }
+
+    /// The exit status, as std has it; `None` only if somebody else took it (`waitpid(-1)`, an ignored
+    /// `SIGCHLD`) and the kernel could not give it back.
+    pub fn status(&self) -> Option<ExitStatus> {
+        self.0.status
+    }
+
+    /// Whether the child exited with status 0, stopped or not.
+    pub fn success(&self) -> bool {
+        self.0.status.is_some_and(|s| s.success())
+    }
+
+    /// The exit code, if it exited; `None` if a signal killed it.
+    pub fn code(&self) -> Option<i32> {
+        self.0.status.and_then(|s| s.code())
+    }
+
+    /// The signal that killed it.
+    pub fn signal(&self) -> Option<Signal> {
+        self.0.status.and_then(|s| s.signal()).and_then(Signal::from_raw)
+    }
+
+    /// Whether it dumped core.
+    pub fn core_dumped(&self) -> bool {
+        self.0.status.is_some_and(|s| s.core_dumped())
+    }
+
+    /// Why it was stopped: a stop was sent before its exit was seen. `None` if it ended by itself.
+    ///
+    /// A child that only SIGKILL was sent to and that did not die of it was not stopped: then this is `None`.
+    /// After any other signal the cause stays whatever the status is.
+    pub fn cause(&self) -> Option<&Cause> {
+        self.0.cause.as_ref()
+    }
+
+    /// What it used; `None` if the status was taken by somebody else.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.0.usage.as_ref()
+    }
+
+    /// Its process id, for display: the number may already be somebody else's.
+    pub fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// When `spawn` was called.
+    pub fn spawned_at(&self) -> Instant {
+        self.0.spawned_at
+    }
+
+    /// When its exit was seen.
+    pub fn exited_at(&self) -> Instant {
+        self.0.exited_at
+    }
+
+    /// From the call of `spawn` to the moment its exit was seen.
+    pub fn elapsed(&self) -> Duration {
+        self.0.exited_at.saturating_duration_since(self.0.spawned_at)
+    }
+
+    /// Whether somebody (a grandchild, usually) still held a captured stream when reading was ended.
+    ///
+    /// Known when the streams are done: `wait` returns at death and says `false`; `wait_with_output`, `output`
+    /// and `next_exit` know.
+    pub fn output_held_open(&self) -> bool {
+        self.0.held_open.any()
+    }
+
+    /// Which streams [`output_held_open`](Exit::output_held_open) speaks of.
+    pub fn held_open(&self) -> HeldOpen {
+        self.0.held_open
+    }
+
+    /// Ok if it ended by itself with status 0.
+    ///
+    /// # Errors
+    ///
+    /// In this order of blame: it was stopped ([`ErrorKind::Cancelled`], [`ErrorKind::DeadlineExceeded`],
+    /// [`ErrorKind::Stopped`], [`ErrorKind::OutputLimit`], also if it then exited with 0); it was not successful
+    /// ([`ErrorKind::Unsuccessful`]); its status is lost ([`ErrorKind::StatusLost`]); its output was cut
+    /// ([`ErrorKind::OutputCut`]); the closure that should have cancelled it failed ([`ErrorKind::CancelFailed`]).
+    pub fn check(&self) -> Result<()> {
+        self.judge(Verdict { non_success: true, cut: true })
+    }
+
+    /// The one place that decides which outcomes are errors.
+    pub(crate) fn judge(&self, verdict: Verdict) -> Result<()> {
+        let e = &*self.0;
+        let error = if let Some(cause) = &e.cause {
+            Error::stopped(cause.clone())
+        } else if verdict.non_success && e.status.is_some_and(|s| !s.success()) {
+            Error::new(ErrorKind::Unsuccessful)
+        } else if e.status.is_none() {
+            Error::new(ErrorKind::StatusLost)
+        } else if verdict.cut && e.held_open.any() {
+            Error::new(ErrorKind::OutputCut)
+        } else if let Some(why) = &e.cancel_failed {
+            Error::new(ErrorKind::CancelFailed).saying(&**why)
+        } else {
+            return Ok(());
+        };
+        Err(error.of(&*e.command).with_exit(self.clone()))
+    }
+}
+
+/// Which outcomes, beside a stop and a lost status, are errors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdict {
+    /// An exit status other than 0, or a death by signal.
+    pub(crate) non_success: bool,
+    /// Captured output that somebody held open.
+    pub(crate) cut: bool,
+}
+
+impl fmt::Display for Exit {
+    /// As Go prints a `ProcessState`: `exit status 1`, `signal: killed`, with ` (core dumped)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.status, self.code(), self.signal()) {
+            (None, ..) => f.write_str("exit status lost"),
+            (_, Some(code), _) => write!(f, "exit status {code}"),
+            (_, _, Some(signal)) => {
+                write!(f, "signal: {}", signal.description())?;
+                f.write_str(if self.core_dumped() { " (core dumped)" } else { "" })
+            }
+            (Some(status), ..) => write!(f, "{status}"),
+        }
+    }
+}
+
+impl fmt::Debug for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exit")
+            .field("status", &self.0.status)
+            .field("cause", &self.0.cause)
+            .field("pid", &self.0.pid)
+            .field("elapsed", &self.elapsed())
+            .field("held_open", &self.0.held_open)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was captured of a child's output.
+#[derive(Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Captured {
+    /// What it wrote to stdout (to both streams, for `combined_output`).
+    pub stdout: Vec<u8>,
+    /// What it wrote to stderr.
+    pub stderr: Vec<u8>,
+    /// Bytes of stdout that a limit left out between the head and the tail.
+    pub stdout_omitted_bytes: u64,
+    /// Bytes of stderr that a limit left out between the head and the tail.
+    pub stderr_omitted_bytes: u64,
+}
+
+impl fmt::Debug for Captured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Captured")
+            .field("stdout", &String::from_utf8_lossy(&self.stdout))
+            .field("stderr", &String::from_utf8_lossy(&self.stderr))
+            .field("stdout_omitted_bytes", &self.stdout_omitted_bytes)
+            .field("stderr_omitted_bytes", &self.stderr_omitted_bytes)
+            .finish()
+    }
+}
+
+/// How a child ended and what it wrote; std's `Output`, and more.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Output {
+    /// The exit status.
+    pub status: ExitStatus,
+    /// What it wrote to stdout (to both streams, for `combined_output`).
+    pub stdout: Vec<u8>,
+    /// What it wrote to stderr.
+    pub stderr: Vec<u8>,
+    /// Bytes of stdout that a limit left out between the head and the tail.
+    pub stdout_omitted_bytes: u64,
+    /// Bytes of stderr that a limit left out between the head and the tail.
+    pub stderr_omitted_bytes: u64,
+    exit: Exit,
+}
+
+impl Output {
+    /// Joins the two; an error, with the captured bytes, if the status is lost.
+    pub(crate) fn new(exit: Exit, captured: Captured) -> Result<Output> {
+        let Some(status) = exit.status() else {
+            let error = Error::new(ErrorKind::StatusLost).of(&*exit.ending().command);
+            return Err(error.with_exit(exit).with_captured(captured));
+        };
+        Ok(Output {
+            status,
+            stdout: captured.stdout,
+            stderr: captured.stderr,
+            stdout_omitted_bytes: captured.stdout_omitted_bytes,
+            stderr_omitted_bytes: captured.stderr_omitted_bytes,
+            exit,
+        })
+    }
+
+    /// How the child ended.
+    pub fn exit(&self) -> &Exit {
+        &self.exit
+    }
+}
