@@ -1,0 +1,480 @@
+//! What to run, and how it must stop: a description that can be spawned any number of times. Knows nothing of running children.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::signal::Signal;
+use crate::spawn::{self, Options};
+use crate::stdio::{Kind, Stdio};
+
+/// What to run, where its streams go, and how it must stop. As std's `Command`, and what Go's `exec.Cmd` adds to that.
+///
+/// The builder is `Clone` and can be spawned again. It keeps the descriptors it was given until it is dropped: a pipe end given to a
+/// `Command` is open in this process as long as the `Command` lives.
+///
+/// Its `Debug` is the command as a shell would be given it; secret arguments read `***`.
+#[derive(Clone)]
+pub struct Command {
+    program: OsString,
+    args: Vec<Arg>,
+    arg0: Option<OsString>,
+    env: Environment,
+    pub(crate) stdio: [Option<Stdio>; 3],
+    pub(crate) extra: Vec<(RawFd, Arc<OwnedFd>)>,
+    pub(crate) options: Options,
+    pub(crate) contexts: Vec<Context>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) wait_delay: Option<Duration>,
+    pub(crate) cancel: Cancel,
+    pub(crate) kill_on_drop: bool,
+    pub(crate) group: bool,
+    pub(crate) leftovers: Leftovers,
+    label: OnceLock<Arc<str>>,
+}
+
+#[derive(Clone)]
+struct Arg {
+    value: OsString,
+    secret: bool,
+}
+
+/// What the command changes of the environment it inherits.
+#[derive(Clone, Default)]
+struct Environment {
+    clear: bool,
+    /// `None` removes.
+    vars: BTreeMap<OsString, Option<OsString>>,
+}
+
+impl Environment {
+    fn is_unchanged(&self) -> bool {
+        !self.clear && self.vars.is_empty()
+    }
+}
+
+/// How a child is stopped when a context fires, a deadline passes or a limit is exceeded; Go's `Cmd.Cancel`.
+///
+/// It happens at most once per spawn, and never for a spawn that failed.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Cancel {
+    /// SIGKILL.
+    #[default]
+    Kill,
+    /// This signal, and no more: a child that ignores it runs on unless [`Command::wait_delay`] is set. SIGTERM is
+    /// followed by SIGCONT, so that a stopped child receives it.
+    Signal(Signal),
+    /// Closes the piped or fed stdin that the library still holds; one that was taken is its owner's to close.
+    CloseStdin,
+    /// Nothing is sent; [`Command::wait_delay`] still runs.
+    Nothing,
+    /// A ladder: each step, and how long it has. After the last one SIGKILL.
+    Steps(Vec<(Step, Duration)>),
+    /// What [`Cancel::call`] makes.
+    #[doc(hidden)]
+    Call(Closure),
+}
+
+impl Cancel {
+    /// Calls `f` on a helper thread.
+    ///
+    /// An error it returns is the command's outcome only if the child then ends successfully and nothing else went wrong
+    /// ([`ErrorKind::CancelFailed`]); `ESRCH` ("no such process") is none. A closure that blocks delays nothing: the clock
+    /// of [`Command::wait_delay`] started when the context fired. One that panics counts as failed.
+    pub fn call(f: impl Fn(&Target<'_>) -> io::Result<()> + Send + Sync + 'static) -> Cancel {
+        Cancel::Call(Closure(Arc::new(f)))
+    }
+}
+
+/// The closure of [`Cancel::call`].
+#[derive(Clone)]
+pub struct Closure(pub(crate) Arc<StopFn>);
+
+type StopFn = dyn Fn(&Target<'_>) -> io::Result<()> + Send + Sync;
+
+impl fmt::Debug for Closure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("closure")
+    }
+}
+
+/// The child that a [`Cancel::call`] closure is asked to stop.
+pub struct Target<'a>(pub(crate) &'a dyn Signals);
+
+/// What can be done to a child through a [`Target`].
+pub(crate) trait Signals {
+    fn pid(&self) -> u32;
+    fn signal(&self, signal: Signal) -> Result<()>;
+}
+
+impl Target<'_> {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.0.pid()
+    }
+
+    /// Sends a signal, through the pidfd, to the child or (with [`Command::group`]) its group. Ok if it is gone already.
+    ///
+    /// # Errors
+    ///
+    /// What `pidfd_send_signal(2)` says: a change of credentials may forbid it.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.0.signal(signal)
+    }
+}
+
+impl fmt::Debug for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Target").field(&self.0.pid()).finish()
+    }
+}
+
+/// A step of [`Cancel::Steps`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// Sends this signal; SIGTERM is followed by SIGCONT.
+    Signal(Signal),
+    /// As [`Cancel::CloseStdin`].
+    CloseStdin,
+    /// SIGKILL.
+    Kill,
+}
+
+/// What becomes of the rest of a [`group`](Command::group) whose leader ended by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Leftovers {
+    /// It runs on.
+    #[default]
+    Leave,
+    /// It gets SIGKILL.
+    Kill,
+}
+
+impl Command {
+    /// A command that runs `program`: a path, or a bare name that is looked up in `PATH` at each spawn.
+    ///
+    /// It inherits environment, directory and streams, as std's.
+    pub fn new(program: impl AsRef<OsStr>) -> Command {
+        Command {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            arg0: None,
+            env: Environment::default(),
+            stdio: [None, None, None],
+            extra: Vec::new(),
+            options: Options::default(),
+            contexts: Vec::new(),
+            timeout: None,
+            wait_delay: None,
+            cancel: Cancel::default(),
+            kill_on_drop: false,
+            group: false,
+            leftovers: Leftovers::default(),
+            label: OnceLock::new(),
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Command {
+        self.push_arg(arg.as_ref(), false)
+    }
+
+    /// Adds arguments.
+    pub fn args(&mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> &mut Command {
+        for arg in args {
+            self.push_arg(arg.as_ref(), false);
+        }
+        self
+    }
+
+    /// Adds an argument that errors, `Debug` and logs show as `***`. Other processes still see it in `/proc`.
+    pub fn secret_arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Command {
+        self.push_arg(arg.as_ref(), true)
+    }
+
+    fn push_arg(&mut self, value: &OsStr, secret: bool) -> &mut Command {
+        self.label = OnceLock::new();
+        self.args.push(Arg { value: value.to_owned(), secret });
+        self
+    }
+
+    /// Sets the program's `argv[0]`, which is otherwise its name as given.
+    pub fn arg0(&mut self, arg: impl AsRef<OsStr>) -> &mut Command {
+        self.arg0 = Some(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Sets a variable of the environment; the last value wins.
+    pub fn env(&mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Command {
+        self.env.vars.insert(key.as_ref().to_owned(), Some(value.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets variables of the environment.
+    pub fn envs(&mut self, vars: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>) -> &mut Command {
+        for (key, value) in vars {
+            self.env(key, value);
+        }
+        self
+    }
+
+    /// Removes a variable from the environment.
+    pub fn env_remove(&mut self, key: impl AsRef<OsStr>) -> &mut Command {
+        if self.env.clear {
+            self.env.vars.remove(key.as_ref());
+        } else {
+            self.env.vars.insert(key.as_ref().to_owned(), None);
+        }
+        self
+    }
+
+    /// Inherits nothing, and forgets what was set before.
+    pub fn env_clear(&mut self) -> &mut Command {
+        self.env = Environment { clear: true, vars: BTreeMap::new() };
+        self
+    }
+
+    /// Sets the child's directory. A relative program path is relative to it; `PWD` is left alone, as in std.
+    pub fn current_dir(&mut self, dir: impl AsRef<Path>) -> &mut Command {
+        self.options.cwd = Some(spawn::Dir::Path(dir.as_ref().to_owned()));
+        self
+    }
+
+    /// Where stdin comes from. Unless set: inherited by `spawn`, `status` and `run`, null for `output`, as in std.
+    pub fn stdin(&mut self, stdio: impl Into<Stdio>) -> &mut Command {
+        self.stdio[0] = Some(stdio.into());
+        self
+    }
+
+    /// Where stdout goes. Unless set: inherited by `spawn`, `status` and `run`, captured by `output`, as in std.
+    pub fn stdout(&mut self, stdio: impl Into<Stdio>) -> &mut Command {
+        self.stdio[1] = Some(stdio.into());
+        self
+    }
+
+    /// Where stderr goes. Unless set: inherited by `spawn`, `status` and `run`, captured by `output`, as in std.
+    pub fn stderr(&mut self, stdio: impl Into<Stdio>) -> &mut Command {
+        self.stdio[2] = Some(stdio.into());
+        self
+    }
+
+    /// Gives the child `fd` as its descriptor `child_number`, 3 or more; Go's `ExtraFiles`.
+    pub fn fd(&mut self, child_number: RawFd, fd: impl Into<OwnedFd>) -> &mut Command {
+        self.extra.retain(|(number, _)| *number != child_number);
+        self.extra.push((child_number, Arc::new(fd.into())));
+        self
+    }
+
+    /// Lets the child have this process's descriptor `number` under the same number, close-on-exec or not.
+    pub fn inherit_fd(&mut self, number: RawFd) -> &mut Command {
+        self.options.inherit.push(number);
+        self
+    }
+
+    /// Lets the child have every descriptor of this process that is not close-on-exec, as std does.
+    pub fn inherit_fds(&mut self) -> &mut Command {
+        self.options.inherit_fds = true;
+        self
+    }
+
+    /// Stops the child when `context` is cancelled or its deadline passes; Go's `CommandContext`. Several may be attached: the first
+    /// to fire wins. A context that is cancelled already keeps `spawn` from starting anything.
+    pub fn context(&mut self, context: &Context) -> &mut Command {
+        self.contexts.push(context.clone());
+        self
+    }
+
+    /// A deadline for this child alone: `limit` from the call of `spawn`, never early. Zero: nothing is spawned. After the child's death
+    /// it still ends the capturing of its output.
+    pub fn timeout(&mut self, limit: Duration) -> &mut Command {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// Go's `WaitDelay`: one clock, started by the first of: a stop begins, the child is dead. When `delay` is over a child
+    /// that still lives gets SIGKILL, also in the middle of a ladder; then captured streams that somebody holds open are cut. Unless set: no
+    /// such clock, as in Go.
+    pub fn wait_delay(&mut self, delay: Duration) -> &mut Command {
+        self.wait_delay = Some(delay);
+        self
+    }
+
+    /// How the child is stopped; [`Cancel::Kill`] unless set.
+    pub fn cancel(&mut self, cancel: Cancel) -> &mut Command {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Whether dropping the [`Child`](crate::Child) (or its driver or reactor) kills it; unless set it runs on. Dropping never blocks.
+    pub fn kill_on_drop(&mut self, kill: bool) -> &mut Command {
+        self.kill_on_drop = kill;
+        self
+    }
+
+    /// Starts the child in a process group of its own and aims every stop at the group: context, deadline, limit, `kill`, `signal`,
+    /// `terminate`, `kill_on_drop`. A child that ends by itself leaves the rest of its group alone: see [`Command::group_leftovers`].
+    pub fn group(&mut self) -> &mut Command {
+        self.group = true;
+        self.options.group = Some(spawn::Group::New);
+        self
+    }
+
+    /// What becomes of the rest of the group when the child ends by itself.
+    pub fn group_leftovers(&mut self, leftovers: Leftovers) -> &mut Command {
+        self.leftovers = leftovers;
+        self
+    }
+
+    /// The program, as given.
+    pub fn get_program(&self) -> &OsStr {
+        &self.program
+    }
+
+    /// The arguments, without `argv[0]`.
+    pub fn get_args(&self) -> impl ExactSizeIterator<Item = &OsStr> {
+        self.args.iter().map(|arg| &*arg.value)
+    }
+
+    /// The changes to the environment; `None` for a removed variable.
+    pub fn get_envs(&self) -> impl ExactSizeIterator<Item = (&OsStr, Option<&OsStr>)> {
+        self.env.vars.iter().map(|(key, value)| (&**key, value.as_deref()))
+    }
+
+    /// The directory, if one was set.
+    pub fn get_current_dir(&self) -> Option<&Path> {
+        match &self.options.cwd {
+            Some(spawn::Dir::Path(path)) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The command as a shell line, secrets hidden; made once.
+    pub(crate) fn label(&self) -> Arc<str> {
+        self.label.get_or_init(|| self.to_string().into()).clone()
+    }
+
+    /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
+    pub(crate) fn is_plain(&self) -> bool {
+        let needs_reading = |s: &Option<Stdio>| matches!(s, Some(Stdio(Kind::Piped | Kind::Captured(_) | Kind::Bytes(_))));
+        self.contexts.is_empty()
+            && self.timeout.is_none()
+            && !self.group
+            && !self.stdio.iter().any(needs_reading)
+    }
+
+    /// What `execve` takes, or why it cannot.
+    pub(crate) fn argv(&self) -> Result<Vec<CString>> {
+        if self.program.is_empty() {
+            return Err(self.invalid("the command is empty"));
+        }
+        let first = self.arg0.as_ref().unwrap_or(&self.program);
+        std::iter::once(first)
+            .chain(self.args.iter().map(|arg| &arg.value))
+            .map(|arg| self.c_string(arg, "an argument contains a NUL byte"))
+            .collect()
+    }
+
+    /// The child's environment as `execve` takes it; `None` if it is this process's, unchanged.
+    pub(crate) fn envp(&self) -> Result<Option<Vec<CString>>> {
+        if self.env.is_unchanged() {
+            return Ok(None);
+        }
+        let mut vars = BTreeMap::new();
+        if !self.env.clear {
+            // Under std's lock; `environ` itself may change under our feet.
+            vars.extend(std::env::vars_os());
+        }
+        for (key, value) in &self.env.vars {
+            match value {
+                Some(value) => vars.insert(key.clone(), value.clone()),
+                None => vars.remove(key),
+            };
+        }
+        let entry = |(key, value): (OsString, OsString)| {
+            let mut line = key.into_vec();
+            line.push(b'=');
+            line.extend(value.into_vec());
+            // The value itself is not shown: it may be a secret.
+            CString::new(line).map_err(|_| self.invalid("an environment variable contains a NUL byte"))
+        };
+        vars.into_iter().map(entry).collect::<Result<_>>().map(Some)
+    }
+
+    /// The `PATH` to search, if the command sets or removes it.
+    pub(crate) fn search_path(&self) -> Option<OsString> {
+        match self.env.vars.get(OsStr::new("PATH")) {
+            Some(value) => Some(value.clone().unwrap_or_default()),
+            None => self.env.clear.then(OsString::new),
+        }
+    }
+
+    /// Refuses what cannot be meant.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.program.as_bytes().contains(&0) {
+            return Err(self.invalid("the program's name contains a NUL byte"));
+        }
+        if self.get_current_dir().is_some_and(|dir| dir.as_os_str().as_bytes().contains(&0)) {
+            return Err(self.invalid("the directory contains a NUL byte").at(Stage::Directory));
+        }
+        if let Some((number, _)) = self.extra.iter().find(|(number, _)| *number < 3) {
+            return Err(self.invalid(&format!("descriptor {number} is not 3 or more")));
+        }
+        let [stdin, stdout, stderr] = self.stdio.each_ref().map(|s| s.as_ref().map(|s| &s.0));
+        match (stdin, stdout, stderr) {
+            (Some(Kind::Captured(_)), ..) => Err(self.invalid("stdin cannot be captured")),
+            (_, Some(Kind::Bytes(_)), _) | (.., Some(Kind::Bytes(_))) => Err(self.invalid("only stdin can be fed with bytes")),
+            (Some(Kind::SameAsStdout), ..) | (_, Some(Kind::SameAsStdout), _) => {
+                Err(self.invalid("only stderr can be the same as stdout"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn c_string(&self, value: &OsStr, complaint: &str) -> Result<CString> {
+        CString::new(value.as_bytes()).map_err(|_| self.invalid(complaint))
+    }
+
+    pub(crate) fn invalid(&self, why: &str) -> Error {
+        Error::new(ErrorKind::InvalidInput).of(&*self.label()).saying(why)
+    }
+}
+
+/// What a shell takes literally without quotes.
+fn needs_no_quotes(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"%+,-./:=@_^".contains(&byte)
+}
+
+fn write_word(f: &mut fmt::Formatter<'_>, word: &OsStr) -> fmt::Result {
+    if !word.is_empty() && word.as_bytes().iter().copied().all(needs_no_quotes) {
+        return f.write_str(&word.to_string_lossy());
+    }
+    write!(f, "'{}'", word.to_string_lossy().replace('\'', r"'\''"))
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_word(f, &self.program)?;
+        for arg in &self.args {
+            f.write_str(" ")?;
+            if arg.secret { f.write_str("***")? } else { write_word(f, &arg.value)? }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,366 @@
+//! Our ends of a child's pipes: reading into a capture, feeding stdin. Knows descriptors and buffers; knows no child and no epoll.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+
+use crate::stdio::Limit;
+use crate::sys::process::write_without_sigpipe;
+
+/// How much is moved through one pipe before others have their turn.
+pub(crate) const PIPE_TURN_BYTES: usize = 1 << 20;
+/// The smallest room that is made for a read.
+const READ_MIN_BYTES: usize = 4 << 10;
+/// The largest room that is made ahead of a read; also what a busy pipe is enlarged to.
+const READ_MAX_BYTES: usize = 1 << 20;
+/// A read of this much found the pipe full: the writer is faster than we come round.
+const PIPE_FULL_BYTES: usize = 64 << 10;
+
+/// What moving bytes through a pipe came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// Nothing more for now; the kernel will tell.
+    Blocked,
+    /// The budget was used up; there is more, and the kernel will not tell again.
+    More,
+    /// It has ended.
+    Ended,
+    /// The capture's limit was exceeded in this call.
+    Exceeded,
+}
+
+/// A pipe, close-on-exec at both ends: (read end, write end).
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
+
+/// Makes an end of ours non-blocking; the other end is another file description and stays blocking.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // Our ends are fresh from pipe2 or were never given out: no other flag is set, none has to be read first.
+    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::NONBLOCK)?)
+}
+
+/// Our end of a captured stream.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    pub(crate) fd: OwnedFd,
+    sink: Sink,
+    /// Since the exit was seen: how many bytes in the pipe the child itself may have written.
+    owed_bytes: Option<usize>,
+    enlarged: bool,
+}
+
+impl Capture {
+    pub(crate) fn new(fd: OwnedFd, limit: Option<Limit>) -> Capture {
+        Capture { fd, sink: Sink::new(limit), owed_bytes: None, enlarged: false }
+    }
+
+    /// Nobody will ask for it any more: what comes is read, so that the child can go on, and forgotten.
+    pub(crate) fn discard(&mut self) {
+        self.sink = Sink::Discard;
+    }
+
+    /// Reads until there is nothing, the budget is used, or the stream ended. `hung_up`: the kernel said that no writer is
+    /// left, so a short read is followed by another one instead of waiting for an edge that has been.
+    pub(crate) fn pump(&mut self, hung_up: bool) -> Pumped {
+        let mut moved_bytes = 0;
+        while moved_bytes < PIPE_TURN_BYTES {
+            // One read never takes more than the pipe holds, READ_MAX_BYTES.
+            let room = self.sink.make_room(usize::MAX);
+            match self.read_once(room) {
+                Ok(0) => return Pumped::Ended,
+                Ok(n) => {
+                    moved_bytes += n;
+                    if self.sink.exceeded() {
+                        return Pumped::Exceeded;
+                    }
+                    // A short read emptied the pipe: what comes later raises an edge of its own.
+                    if n < room && !hung_up {
+                        return Pumped::Blocked;
+                    }
+                }
+                Err(Errno::AGAIN) => return Pumped::Blocked,
+                Err(Errno::INTR) => {}
+                // Nothing else can be read from it (EIO: the terminal behind it is gone).
+                Err(_) => return Pumped::Ended,
+            }
+        }
+        Pumped::More
+    }
+
+    fn read_once(&mut self, room: usize) -> rustix::io::Result<usize> {
+        let n = self.sink.read_from(self.fd.as_fd(), room)?;
+        if let Some(owed) = &mut self.owed_bytes {
+            *owed = owed.saturating_sub(n);
+        }
+        if n >= PIPE_FULL_BYTES && !self.enlarged {
+            self.enlarged = true;
+            // Refused where the user's share of pipe memory is used up; then it stays as it is.
+            let _ = fcntl_setpipe_size(&self.fd, READ_MAX_BYTES);
+        }
+        Ok(n)
+    }
+
+    /// The exit was seen: everything the child wrote is in the pipe by now.
+    pub(crate) fn note_owed(&mut self) {
+        let bytes = rustix::io::ioctl_fionread(&self.fd).unwrap_or(0);
+        self.owed_bytes = Some(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
+    /// Reads what the child itself left and no more, whoever goes on writing; says whether somebody still held the pipe.
+    pub(crate) fn cut(&mut self) -> bool {
+        while let Some(owed @ 1..) = self.owed_bytes {
+            let room = self.sink.make_room(owed);
+            match self.read_once(room) {
+                Ok(0) => return false,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        !self.is_hung_up()
+    }
+
+    /// Whether no writer is left and everything is read.
+    fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = poll(&mut fds, Some(&now));
+        fds[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// What was captured, and how many bytes were left out.
+    pub(crate) fn into_bytes(self) -> (Vec<u8>, u64) {
+        self.sink.into_bytes()
+    }
+}
+
+/// Where captured bytes go.
+#[derive(Debug)]
+enum Sink {
+    Whole(Vec<u8>),
+    Ends { head: Vec<u8>, head_max: usize, tail: VecDeque<u8>, tail_max: usize, omitted_bytes: u64, chunk: Vec<u8> },
+    UpTo { bytes: Vec<u8>, max: usize, omitted_bytes: u64, exceeded: bool },
+    Discard,
+}
+
+impl Sink {
+    fn new(limit: Option<Limit>) -> Sink {
+        match limit {
+            None => Sink::Whole(Vec::new()),
+            Some(Limit::HeadTail { head_bytes, tail_bytes }) => Sink::Ends {
+                head: Vec::new(),
+                head_max: head_bytes,
+                tail: VecDeque::new(),
+                tail_max: tail_bytes,
+                omitted_bytes: 0,
+                chunk: Vec::new(),
+            },
+            Some(Limit::StopAt { bytes }) => {
+                Sink::UpTo { bytes: Vec::new(), max: bytes, omitted_bytes: 0, exceeded: false }
+            }
+        }
+    }
+
+    /// How much the next read may take: what the buffer has spare, after making room that grows with what is there already.
+    fn make_room(&mut self, at_most: usize) -> usize {
+        let Sink::Whole(bytes) = self else { return PIPE_FULL_BYTES.min(at_most) };
+        if bytes.len() == bytes.capacity() {
+            bytes.reserve(bytes.len().clamp(READ_MIN_BYTES, READ_MAX_BYTES));
+        }
+        (bytes.capacity() - bytes.len()).min(at_most)
+    }
+
+    fn read_from(&mut self, fd: BorrowedFd<'_>, room: usize) -> rustix::io::Result<usize> {
+        match self {
+            Sink::Whole(bytes) => read_into(fd, bytes, room),
+            Sink::Ends { chunk, .. } => {
+                let mut taken = std::mem::take(chunk);
+                taken.clear();
+                taken.reserve_exact(room);
+                let n = read_into(fd, &mut taken, room)?;
+                self.keep_ends(&taken);
+                if let Sink::Ends { chunk, .. } = self {
+                    *chunk = taken;
+                }
+                Ok(n)
+            }
+            Sink::UpTo { bytes, max, omitted_bytes, exceeded } => {
+                let n = read_into(fd, bytes, room)?;
+                let over = bytes.len().saturating_sub(*max);
+                bytes.truncate(*max);
+                *exceeded = over > 0 && *omitted_bytes == 0;
+                *omitted_bytes += over as u64;
+                Ok(n)
+            }
+            Sink::Discard => read_into(fd, &mut Vec::new(), room),
+        }
+    }
+
+    fn keep_ends(&mut self, mut new: &[u8]) {
+        let Sink::Ends { head, head_max, tail, tail_max, omitted_bytes, .. } = self else { return };
+        let (first, rest) = new.split_at(new.len().min(*head_max - head.len()));
+        head.extend_from_slice(first);
+        new = rest;
+        let surplus = (tail.len() + new.len()).saturating_sub(*tail_max);
+        *omitted_bytes += surplus as u64;
+        let from_tail = surplus.min(tail.len());
+        tail.drain(..from_tail);
+        tail.extend(&new[surplus - from_tail..]);
+    }
+
+    /// Whether the last read was the one that went over the limit.
+    fn exceeded(&self) -> bool {
+        matches!(self, Sink::UpTo { exceeded: true, .. })
+    }
+
+    fn into_bytes(self) -> (Vec<u8>, u64) {
+        match self {
+            Sink::Whole(bytes) => (bytes, 0),
+            Sink::Ends { mut head, tail, omitted_bytes, .. } => {
+                head.extend(tail);
+                (head, omitted_bytes)
+            }
+            Sink::UpTo { bytes, omitted_bytes, .. } => (bytes, omitted_bytes),
+            Sink::Discard => (Vec::new(), 0),
+        }
+    }
+}
+
+/// Reads at most `room` bytes behind what `bytes` holds; into its spare memory, which nobody has zeroed, where that is no more than `room`.
+fn read_into(fd: BorrowedFd<'_>, bytes: &mut Vec<u8>, room: usize) -> rustix::io::Result<usize> {
+    if bytes.capacity() - bytes.len() == room {
+        return rustix::io::read(fd, spare_capacity(bytes));
+    }
+    let mut chunk = vec![0; room];
+    let n = rustix::io::read(fd, &mut chunk)?;
+    bytes.extend_from_slice(&chunk[..n]);
+    Ok(n)
+}
+
+/// Our end of a stdin that is fed from memory.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) fd: OwnedFd,
+    bytes: Arc<[u8]>,
+    written_bytes: usize,
+}
+
+impl Feed {
+    pub(crate) fn new(fd: OwnedFd, bytes: Arc<[u8]>) -> Feed {
+        Feed { fd, bytes, written_bytes: 0 }
+    }
+
+    /// Writes until everything is written, the pipe is full, the budget is used, or the child no longer reads, which is not an error.
+    pub(crate) fn pump(&mut self) -> Pumped {
+        let start = self.written_bytes;
+        while self.written_bytes < self.bytes.len() {
+            if self.written_bytes - start >= PIPE_TURN_BYTES {
+                return Pumped::More;
+            }
+            let end = self.bytes.len().min(self.written_bytes + PIPE_TURN_BYTES);
+            match write_without_sigpipe(self.fd.as_fd(), &self.bytes[self.written_bytes..end]) {
+                Ok(n) => self.written_bytes += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Pumped::Blocked,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Pumped::Ended,
+            }
+        }
+        Pumped::Ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn capture(limit: Option<Limit>) -> (Capture, std::fs::File) {
+        let (ours, theirs) = pipe().unwrap();
+        set_nonblocking(ours.as_fd()).unwrap();
+        (Capture::new(ours, limit), theirs.into())
+    }
+
+    #[test]
+    fn a_capture_keeps_everything_in_order() {
+        let (mut capture, mut writer) = capture(None);
+        let sent: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+        for chunk in sent.chunks(60_000) {
+            writer.write_all(chunk).unwrap();
+            assert_eq!(capture.pump(false), Pumped::Blocked);
+        }
+        drop(writer);
+        assert_eq!(capture.pump(true), Pumped::Ended);
+        assert_eq!(capture.into_bytes(), (sent, 0));
+    }
+
+    #[test]
+    fn the_ends_are_kept_and_the_middle_is_counted() {
+        for (head, tail, text, expected, omitted) in [
+            (2, 2, "", "", 0),
+            (2, 2, "a", "a", 0),
+            (2, 2, "abcd", "abcd", 0),
+            (2, 2, "abcde", "abde", 1),
+            (2, 2, "abcdefghijklmnopqrstuvwxyz", "abyz", 22),
+            (0, 3, "abcdef", "def", 3),
+            (3, 0, "abcdef", "abc", 3),
+            (0, 0, "abcdef", "", 6),
+        ] {
+            for chunk in 1..=text.len().max(1) {
+                let mut sink = Sink::new(Some(Limit::head_tail(head, tail)));
+                for part in text.as_bytes().chunks(chunk) {
+                    sink.keep_ends(part);
+                }
+                assert_eq!(sink.into_bytes(), (expected.into(), omitted), "{text} by {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_is_exceeded_once_and_what_came_before_is_kept() {
+        let (mut capture, mut writer) = capture(Some(Limit::stop_at(3)));
+        writer.write_all(b"abc").unwrap();
+        assert_eq!(capture.pump(false), Pumped::Blocked);
+        writer.write_all(b"de").unwrap();
+        assert_eq!(capture.pump(false), Pumped::Exceeded);
+        writer.write_all(b"fg").unwrap();
+        assert_eq!(capture.pump(false), Pumped::Blocked);
+        assert_eq!(capture.into_bytes(), (b"abc".to_vec(), 4));
+    }
+
+    #[test]
+    fn a_cut_takes_what_was_owed_and_says_who_holds_on() {
+        let (mut capture, mut writer) = capture(None);
+        writer.write_all(b"the child's own").unwrap();
+        capture.note_owed();
+        writer.write_all(b" and somebody else's").unwrap();
+        assert!(capture.cut());
+        assert_eq!(capture.into_bytes(), (b"the child's own".to_vec(), 0));
+    }
+
+    #[test]
+    fn a_cut_of_a_closed_pipe_says_that_nobody_holds_it() {
+        let (mut capture, mut writer) = capture(None);
+        writer.write_all(b"all").unwrap();
+        drop(writer);
+        capture.note_owed();
+        assert!(!capture.cut());
+        assert_eq!(capture.into_bytes(), (b"all".to_vec(), 0));
+    }
+
+    #[test]
+    fn feeding_somebody_who_is_gone_just_ends() {
+        let (theirs, ours) = pipe().unwrap();
+        set_nonblocking(ours.as_fd()).unwrap();
+        let mut feed = Feed::new(ours, vec![7; 200_000].into());
+        assert_eq!(feed.pump(), Pumped::Blocked);
+        drop(theirs);
+        assert_eq!(feed.pump(), Pumped::Ended);
+    }
+}

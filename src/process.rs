@@ -1,0 +1,111 @@
+//! One process through its pidfd: has it ended, how, and signals to it or the group it leads. Knows no pipes, no epoll, no reasons.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, kill_process_group};
+
+use crate::exit::Usage;
+use crate::signal::Signal;
+use crate::sys::process as sys;
+pub(crate) use crate::sys::process::WaitMode;
+
+/// How the kernel says a child ended.
+#[derive(Debug)]
+pub(crate) enum Reaped {
+    /// Not yet; or a tracer hides it.
+    NotYet,
+    /// With this status.
+    Ended(ExitStatus, Usage),
+    /// Somebody else took the status; what could be recovered of it.
+    Stolen(Option<ExitStatus>),
+}
+
+/// Whom a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The child alone.
+    Child,
+    /// The process group that it leads.
+    Group,
+}
+
+/// Waits for, and unless `mode` says otherwise reaps, the process. waitid(2).
+pub(crate) fn reap(pidfd: BorrowedFd<'_>, mode: WaitMode) -> io::Result<Reaped> {
+    Ok(match sys::wait(pidfd, mode)? {
+        sys::Waited::NotYet => Reaped::NotYet,
+        sys::Waited::Ended(status, usage) => Reaped::Ended(status, usage),
+        sys::Waited::Stolen => Reaped::Stolen(sys::status_after_theft(pidfd)),
+    })
+}
+
+/// Whether the process has ended, by poll(2): unlike `waitid` it also sees a zombie that a tracer hides.
+pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
+    wait_readable(pidfd, Some(Timespec { tv_sec: 0, tv_nsec: 0 }))
+}
+
+/// Sleeps until the process has ended or `timeout` is over; says whether it has ended. An interrupted sleep says no.
+pub(crate) fn wait_readable(pidfd: BorrowedFd<'_>, timeout: Option<Timespec>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0)
+}
+
+/// Sends `signal`. A process or group that is gone already is not an error: the signal came too late.
+///
+/// `reaped` says that the leader's pid is no longer ours: then only the group flag of the pidfd may reach the group, and
+/// where the kernel lacks it nothing is sent, rather than to a recycled number.
+pub(crate) fn send(pidfd: BorrowedFd<'_>, pid: u32, scope: Scope, signal: Signal, reaped: bool) -> io::Result<()> {
+    let result = match scope {
+        Scope::Child => sys::signal_process(pidfd, signal.as_raw()),
+        Scope::Group => send_to_group(pidfd, pid, signal, reaped),
+    };
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether the group still has members.
+pub(crate) fn group_is_alive(pidfd: BorrowedFd<'_>) -> bool {
+    !matches!(sys::signal_group(pidfd, 0), Err(error) if error.raw_os_error() == Some(libc::ESRCH))
+}
+
+/// Whether a pidfd can signal a group (Linux 6.9). Until that is known to be refused it is taken to work.
+pub(crate) fn group_flag_works() -> bool {
+    !GROUP_FLAG_REFUSED.load(Ordering::Relaxed)
+}
+
+static GROUP_FLAG_REFUSED: AtomicBool = AtomicBool::new(false);
+
+fn send_to_group(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal, reaped: bool) -> io::Result<()> {
+    if group_flag_works() {
+        match sys::signal_group(pidfd, signal.as_raw()) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+                GROUP_FLAG_REFUSED.store(true, Ordering::Relaxed);
+            }
+            result => return result,
+        }
+    }
+    if reaped {
+        return Ok(());
+    }
+    // The leader is not reaped (see `Cell::reap`), so its pid is still the group's and nobody else's.
+    let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let signal = rustix::process::Signal::from_named_raw(signal.as_raw());
+    match (group, signal) {
+        (Some(group), Some(signal)) => Ok(kill_process_group(group, signal)?),
+        _ => sys::signal_process(pidfd, 0),
+    }
+}
+
+/// Learns, once, whether a pidfd can signal a group: asked with signal 0 before the answer is needed.
+pub(crate) fn probe_group_flag(pidfd: BorrowedFd<'_>) {
+    if group_flag_works()
+        && matches!(sys::signal_group(pidfd, 0), Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)))
+    {
+        GROUP_FLAG_REFUSED.store(true, Ordering::Relaxed);
+    }
+}

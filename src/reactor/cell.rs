@@ -1,0 +1,1058 @@
+//! What everybody who deals with one child shares: its pidfd, who may reap it, how far its life has got, how it ended.
+//! Does what `lifecycle` decides. Knows its reactor only as the place to register, arm and leave.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+
+use super::core::Core;
+use super::stop::{Delay, Ladder, Rung};
+use crate::command::{Leftovers, Signals, Target};
+use crate::context::Cause;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::exit::{Captured, Ending, Exit, HeldOpen, Usage};
+use crate::helpers;
+use crate::lifecycle::{self, Action, Event, Phase};
+use crate::pipe::{Capture, Feed, Pumped};
+use crate::process::{self, Reaped, Scope, WaitMode};
+use crate::signal::Signal;
+use crate::stdio::Limit;
+use crate::sys::process::signal_unborn;
+use crate::timer::Clock;
+use crate::token::{Kind, Token};
+
+/// How soon a child that could not be signalled or reaped yet is tried again.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// A child, as its reactor, its handle and its waiters share it.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    pub(crate) core: Arc<Core>,
+    /// The command as a shell line.
+    pub(crate) label: Arc<str>,
+    /// The pidfd's number, written by the kernel before the child runs: its creator is suspended until the exec.
+    pub(crate) published: AtomicI32,
+    life: Mutex<Life>,
+    /// Signalled at the death and when the streams are done.
+    changed: Condvar,
+}
+
+/// Who acts on the child's exit. There is exactly one reaper at a time (promise 7): whoever is not the owner waits for the
+/// published [`Exit`]. Looking with WNOWAIT while another reaps would lose: ECHILD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// Its creator: it is between clone and exec.
+    Creator,
+    /// The loop, through epoll.
+    Reactor,
+    /// A caller of `wait`, by `waitid`; the pidfd is not in the epoll set.
+    Waiter,
+    /// It is reaped (or lost).
+    Nobody,
+}
+
+/// The part of a child that changes, under its lock: the critical section of promise 1.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) phase: Phase,
+    pub(crate) owner: Owner,
+    token: Option<Token>,
+    pid: u32,
+    /// Shared with whoever sleeps in `waitid` on it; closed when the child is reaped and nobody does any more.
+    pidfd: Option<Arc<OwnedFd>>,
+    /// Why it is stopped: what will be, and what has been sent.
+    pending: Option<Cause>,
+    cause: Option<Cause>,
+    sent: Sent,
+    scope: Scope,
+    spawned_at: Instant,
+    ended: Option<(Option<ExitStatus>, Option<Usage>)>,
+    exit: Option<Exit>,
+    /// The streams are done: `exit` says everything there is to say.
+    done: bool,
+    /// A tracer hides its death: the registration stays and the next edge is awaited.
+    traced: bool,
+    /// Its zombie is kept, so that its pid goes on naming its group.
+    unreaped: bool,
+    kill_on_drop: bool,
+    died: bool,
+    wakers: Vec<Waker>,
+    ready: Vec<Waker>,
+    extra: Option<Box<Extra>>,
+}
+
+/// What a stop has sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    kill: bool,
+    other: bool,
+}
+
+/// What most children do without.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    pub(crate) ladder: Ladder,
+    pub(crate) wait_delay: Option<Duration>,
+    pub(crate) delay: Delay,
+    pub(crate) leftovers: Leftovers,
+    /// The ends of pipes that the caller may still take: stdin, stdout, stderr.
+    pub(crate) piped: [Option<OwnedFd>; 3],
+    pub(crate) feed: Option<Feed>,
+    /// stdout and stderr, while they are read.
+    pub(crate) captures: [Option<Capture>; 2],
+    /// stdout and stderr, when they are complete or cut: the bytes and how many were left out.
+    pub(crate) results: [Option<(Vec<u8>, u64)>; 2],
+    held_open: HeldOpen,
+    cancel_failed: Option<Arc<str>>,
+}
+
+/// What a cell is made of.
+pub(crate) struct Birth {
+    pub(crate) label: Arc<str>,
+    pub(crate) spawned_at: Instant,
+    pub(crate) scope: Scope,
+    pub(crate) kill_on_drop: bool,
+    pub(crate) extra: Option<Box<Extra>>,
+}
+
+impl Cell {
+    pub(crate) fn new(core: &Arc<Core>, birth: Birth) -> Arc<Cell> {
+        Arc::new(Cell {
+            core: core.clone(),
+            label: birth.label,
+            published: AtomicI32::new(-1),
+            changed: Condvar::new(),
+            life: Mutex::new(Life {
+                phase: Phase::Running,
+                owner: Owner::Creator,
+                token: None,
+                pid: 0,
+                pidfd: None,
+                pending: None,
+                cause: None,
+                sent: Sent::default(),
+                scope: birth.scope,
+                spawned_at: birth.spawned_at,
+                ended: None,
+                exit: None,
+                done: false,
+                traced: false,
+                unreaped: false,
+                kill_on_drop: birth.kill_on_drop,
+                died: false,
+                wakers: Vec::new(),
+                ready: Vec::new(),
+                extra: birth.extra,
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` in the child's critical section; wakes whom it made ready after the lock is gone.
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Life) -> T) -> T {
+        let mut life = self.lock();
+        let result = f(&mut life);
+        let ready = std::mem::take(&mut life.ready);
+        drop(life);
+        for waker in ready {
+            // A waker is somebody else's code.
+            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                log::warn!("pidloop: a waker panicked");
+            }
+        }
+        result
+    }
+
+    /// Before anybody else can see the cell.
+    pub(crate) fn set_token(&self, token: Token) {
+        self.lock().token = Some(token);
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.lock().pid
+    }
+
+    /// An error about this child.
+    pub(crate) fn error(&self, kind: ErrorKind) -> Error {
+        Error::new(kind).of(&*self.label)
+    }
+
+    // ── birth ──
+
+    /// The exec succeeded: hands the child to the loop, or, if it was stopped meanwhile, ends it and says why.
+    pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd) -> Result<()> {
+        self.with(|life| {
+            life.pid = pid;
+            life.pidfd = Some(Arc::new(pidfd));
+            if life.scope == Scope::Group {
+                process::probe_group_flag(life.pidfd());
+            }
+            let stopped_early = life.pending.take();
+            let registered = match &stopped_early {
+                None => self.watch(life),
+                Some(_) => Ok(()),
+            };
+            match (stopped_early, registered) {
+                (None, Ok(())) => {
+                    life.owner = Owner::Reactor;
+                    Ok(())
+                }
+                (Some(cause), _) => {
+                    life.put_down();
+                    Err(Error::stopped(cause))
+                }
+                // No child outlives an error (promise 8).
+                (None, Err(error)) => {
+                    life.put_down();
+                    Err(error.saying("the program had begun and was killed"))
+                }
+            }
+        })
+    }
+
+    /// The clone or the exec failed; says why it was stopped if that is the reason.
+    pub(crate) fn unborn(&self) -> Option<Cause> {
+        self.with(|life| {
+            life.owner = Owner::Nobody;
+            life.phase = Phase::Done;
+            life.pending.take()
+        })
+    }
+
+    /// Enters the pidfd and our ends of the pipes in the epoll set.
+    fn watch(&self, life: &mut Life) -> Result<()> {
+        let Some(token) = life.token else { return Ok(()) };
+        self.core.register_readable(life.pidfd(), token)?;
+        let Some(extra) = &mut life.extra else { return Ok(()) };
+        if let Some(feed) = &extra.feed {
+            self.core.register_writable(feed.fd.as_fd(), token.of_kind(Kind::Stdin))?;
+        }
+        for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
+            if let Some(capture) = capture {
+                self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For a loop that takes over from one that died.
+    pub(crate) fn register_again(self: &Arc<Cell>) {
+        self.with(|life| {
+            if life.owner != Owner::Reactor && life.exit.is_none() {
+                return;
+            }
+            self.unwatch(life);
+            let Some(token) = life.token else { return };
+            let result = if life.owner == Owner::Reactor { self.watch(life) } else { self.watch_streams(life, token) };
+            if let Err(error) = result {
+                log::error!("pidloop: {}: {error}", self.label);
+            }
+        });
+    }
+
+    fn watch_streams(&self, life: &mut Life, token: Token) -> Result<()> {
+        let Some(extra) = &life.extra else { return Ok(()) };
+        for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
+            if let Some(capture) = capture {
+                self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unwatch(&self, life: &mut Life) {
+        if let Some(pidfd) = &life.pidfd {
+            self.core.deregister(pidfd.as_fd());
+        }
+        let Some(extra) = &life.extra else { return };
+        if let Some(feed) = &extra.feed {
+            self.core.deregister(feed.fd.as_fd());
+        }
+        for capture in extra.captures.iter().flatten() {
+            self.core.deregister(capture.fd.as_fd());
+        }
+    }
+
+    // ── stopping ──
+
+    /// A reason to stop has come up.
+    pub(crate) fn stop(self: &Arc<Cell>, cause: Cause) {
+        self.with(|life| self.stop_locked(life, cause));
+    }
+
+    /// As [`Cell::stop`], by another ladder than the command's.
+    pub(crate) fn stop_by(self: &Arc<Cell>, cause: Cause, rungs: Vec<Rung>) {
+        self.with(|life| {
+            if life.phase == Phase::Running {
+                life.extra().ladder = Ladder::new(rungs);
+            }
+            self.stop_locked(life, cause);
+        });
+    }
+
+    fn stop_locked(self: &Arc<Cell>, life: &mut Life, cause: Cause) {
+        if life.phase == Phase::Running {
+            life.pending.get_or_insert(cause);
+        }
+        if life.owner == Owner::Creator {
+            self.stop_unborn(life);
+        } else {
+            self.feed(life, Event::Stop);
+        }
+    }
+
+    /// Its creator is suspended until the exec, which may never come (a frozen cgroup, a filesystem that does not answer): SIGKILL
+    /// through the number the kernel published. The creator finds `pending` when it runs on.
+    ///
+    /// Not there yet, or not installed yet (EBADF): the timer comes back until the creator is no longer the owner.
+    fn stop_unborn(&self, life: &mut Life) {
+        let raw = self.published.load(Ordering::Acquire);
+        if raw >= 0 {
+            let _ = signal_unborn(raw, libc::SIGKILL);
+        }
+        self.retry(life);
+    }
+
+    fn retry(&self, life: &mut Life) {
+        if let Some(token) = life.token {
+            self.core.arm(Instant::now() + RETRY, (token, Clock::Retry));
+        }
+    }
+
+    /// Brings forward the time at which SIGKILL follows.
+    pub(crate) fn hurry(self: &Arc<Cell>, within: Duration) {
+        self.with(|life| {
+            if life.phase == Phase::Stopping {
+                self.start_delay(life, Some(within));
+            }
+        });
+    }
+
+    /// SIGKILL for a child that is being stopped, whatever its ladder has left.
+    pub(crate) fn kill_stopping(self: &Arc<Cell>, cause: Cause) {
+        self.with(|life| {
+            if life.phase == Phase::Running {
+                life.pending.get_or_insert(cause);
+                life.extra().ladder = Ladder::new(vec![Rung::kill()]);
+                self.feed(life, Event::Stop);
+            } else {
+                self.feed(life, Event::DelayOver);
+            }
+        });
+    }
+
+    /// A signal of the caller's own: no stop, no cause.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        self.core.check_ours()?;
+        self.with(|life| life.send(signal)).map_err(|e| self.error(ErrorKind::Io).saying(format!("{signal}")).because(e))
+    }
+
+    /// The handle is gone.
+    pub(crate) fn abandon(self: &Arc<Cell>) {
+        let kill = self.with(|life| {
+            if let Some(extra) = &mut life.extra {
+                extra.piped = [None, None, None];
+                extra.results = [None, None];
+                extra.captures.iter_mut().flatten().for_each(Capture::discard);
+            }
+            life.kill_on_drop
+        });
+        if kill {
+            self.stop_by(Cause::Dropped, vec![Rung::kill()]);
+        }
+    }
+
+    /// For the end of a driver or reactor: SIGKILL if that is what its owner wanted.
+    pub(crate) fn driver_gone(self: &Arc<Cell>) {
+        if self.with(|life| life.kill_on_drop) {
+            self.stop_by(Cause::Dropped, vec![Rung::kill()]);
+        }
+    }
+
+    // ── events, from the loop ──
+
+    /// The pidfd is readable.
+    pub(crate) fn on_readable(self: &Arc<Cell>) {
+        self.with(|life| {
+            // Somebody else reaps it, or has: the event was in flight when it took over.
+            if life.owner == Owner::Reactor {
+                self.try_reap(life);
+            }
+        });
+    }
+
+    pub(crate) fn on_alarm(self: &Arc<Cell>, clock: Clock) {
+        self.with(|life| match clock {
+            Clock::Deadline => self.stop_locked(life, Cause::DeadlineExceeded),
+            Clock::Step => {
+                life.extra().ladder.due = None;
+                self.feed(life, Event::StepDue);
+            }
+            Clock::Delay => {
+                life.extra().delay = Delay::Over;
+                self.feed(life, Event::DelayOver);
+            }
+            Clock::Retry => match life.owner {
+                Owner::Creator => self.stop_unborn(life),
+                Owner::Reactor => self.try_reap(life),
+                Owner::Waiter | Owner::Nobody => {}
+            },
+        });
+    }
+
+    /// One of our ends of its pipes is ready; says whether there is more than the budget allowed.
+    pub(crate) fn on_pipe(self: &Arc<Cell>, kind: Kind, hung_up: bool) -> bool {
+        self.with(|life| match kind {
+            Kind::Stdin => self.pump_feed(life),
+            Kind::Stdout => self.pump_capture(life, 0, hung_up),
+            _ => self.pump_capture(life, 1, hung_up),
+        })
+    }
+
+    fn pump_feed(&self, life: &mut Life) -> bool {
+        let Some(extra) = &mut life.extra else { return false };
+        let Some(feed) = &mut extra.feed else { return false };
+        match feed.pump() {
+            Pumped::More => true,
+            Pumped::Ended => {
+                self.core.deregister(feed.fd.as_fd());
+                extra.feed = None;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn pump_capture(self: &Arc<Cell>, life: &mut Life, which: usize, hung_up: bool) -> bool {
+        let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else { return false };
+        match capture.pump(hung_up) {
+            Pumped::More => true,
+            Pumped::Blocked => false,
+            Pumped::Exceeded => {
+                self.stop_locked(life, Cause::OutputLimit);
+                true
+            }
+            Pumped::Ended => {
+                self.end_capture(life, which, false);
+                self.check_streams(life);
+                false
+            }
+        }
+    }
+
+    fn end_capture(&self, life: &mut Life, which: usize, held: bool) {
+        let Some(extra) = &mut life.extra else { return };
+        let Some(capture) = extra.captures[which].take() else { return };
+        self.core.deregister(capture.fd.as_fd());
+        let flag = if which == 0 { &mut extra.held_open.stdout } else { &mut extra.held_open.stderr };
+        *flag |= held;
+        extra.results[which] = Some(capture.into_bytes());
+    }
+
+    fn check_streams(self: &Arc<Cell>, life: &mut Life) {
+        if life.exit.is_some() && !life.has_streams() {
+            self.feed(life, Event::StreamsDone);
+        }
+    }
+
+    // ── the exit ──
+
+    /// Reaps a child that the caller owns, if it is dead.
+    fn try_reap(self: &Arc<Cell>, life: &mut Life) {
+        let Some(pidfd) = life.pidfd.clone() else { return };
+        // Deregistered before it is reaped: reaping raises one more edge, which an outer loop would hear.
+        if !life.traced {
+            self.core.deregister(pidfd.as_fd());
+        }
+        if life.leaves_group_behind() {
+            // While its leader is a zombie the group's number is nobody else's.
+            let _ = process::send(pidfd.as_fd(), life.pid, Scope::Group, Signal::SIGKILL, false);
+        }
+        let keep = life.keeps_zombie();
+        match process::reap(pidfd.as_fd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
+            Ok(Reaped::NotYet) => self.not_yet(life, &pidfd),
+            Ok(reaped) => self.ended(life, reaped, keep),
+            Err(error) => {
+                log::error!("pidloop: {}: waitid: {error}", self.label);
+                self.retry(life);
+            }
+        }
+    }
+
+    /// Readable but not waitable: a tracer has it. The registration stays from now on, and the next edge tells.
+    fn not_yet(&self, life: &mut Life, pidfd: &OwnedFd) {
+        if life.traced {
+            return;
+        }
+        match life.token.map(|token| self.core.register_readable(pidfd.as_fd(), token)) {
+            Some(Ok(())) => life.traced = true,
+            _ => self.retry(life),
+        }
+    }
+
+    /// The one place where a death becomes known.
+    fn ended(self: &Arc<Cell>, life: &mut Life, reaped: Reaped, unreaped: bool) {
+        if life.traced {
+            self.core.deregister(life.pidfd());
+        }
+        life.ended = Some(match reaped {
+            Reaped::Ended(status, usage) => (Some(status), Some(usage)),
+            Reaped::Stolen(status) => (status, None),
+            Reaped::NotYet => return,
+        });
+        life.owner = Owner::Nobody;
+        life.unreaped = unreaped;
+        life.take_back_cause();
+        self.feed(life, Event::Exited);
+    }
+
+    // ── lifecycle ──
+
+    /// Feeds an event to the table and does what it says.
+    fn feed(self: &Arc<Cell>, life: &mut Life, event: Event) {
+        let (phase, actions) = lifecycle::step(life.phase, event);
+        life.phase = phase;
+        for action in actions {
+            self.act(life, *action);
+        }
+    }
+
+    fn act(self: &Arc<Cell>, life: &mut Life, action: Action) {
+        match action {
+            Action::StartDelay => {
+                let delay = life.extra.as_ref().and_then(|e| e.wait_delay);
+                self.start_delay(life, delay);
+            }
+            Action::NextStep => self.next_step(life),
+            Action::Kill => self.kill(life),
+            Action::DisarmDeadline => {
+                if let Some(token) = life.token {
+                    self.core.disarm_deadline(token);
+                }
+            }
+            Action::PublishExit => self.publish(life),
+            Action::StopGroup => self.stop_group(life),
+            Action::Drain => self.drain(life),
+            Action::CutStreams => self.cut(life),
+            Action::Finish => self.finish(life),
+        }
+    }
+
+    /// One clock: it is started once, and may be brought forward.
+    fn start_delay(self: &Arc<Cell>, life: &mut Life, delay: Option<Duration>) {
+        let (Some(delay), Some(token)) = (delay, life.token) else { return };
+        let Some(at) = Instant::now().checked_add(delay) else { return };
+        match life.extra().delay {
+            Delay::Over => return self.feed(life, Event::DelayOver),
+            Delay::At(armed) if armed <= at => return,
+            Delay::At(armed) => self.core.disarm(armed, (token, Clock::Delay)),
+            Delay::Unset => {}
+        }
+        life.extra().delay = Delay::At(at);
+        self.core.arm(at, (token, Clock::Delay));
+    }
+
+    /// Takes the next step of the ladder, and arms the time it has.
+    fn next_step(self: &Arc<Cell>, life: &mut Life) {
+        let dead = life.ended.is_some();
+        let Some(rung) = life.extra().ladder.advance() else { return };
+        if !dead && life.has_exited() {
+            // Exit wins: the event is on its way. Nothing is sent, no cause is recorded.
+            return;
+        }
+        if dead && !process::group_is_alive(life.pidfd()) {
+            return self.end_group_stop(life);
+        }
+        self.take(life, &rung);
+        if dead && life.extra().ladder.is_over() {
+            return self.end_group_stop(life);
+        }
+        let (Some(wait), Some(token)) = (rung.wait, life.token) else { return };
+        if let Some(at) = Instant::now().checked_add(wait) {
+            life.extra().ladder.due = Some(at);
+            self.core.arm(at, (token, Clock::Step));
+        }
+    }
+
+    fn take(self: &Arc<Cell>, life: &mut Life, rung: &Rung) {
+        use super::stop::Deed;
+        match &rung.deed {
+            Deed::Signal(signal) => life.stop_with(*signal),
+            Deed::CloseStdin => {
+                life.sent.other = true;
+                life.record_cause();
+                let core = &self.core;
+                if let Some(extra) = &mut life.extra {
+                    extra.piped[0] = None;
+                    if let Some(feed) = extra.feed.take() {
+                        core.deregister(feed.fd.as_fd());
+                    }
+                }
+            }
+            Deed::Call(closure) => {
+                life.sent.other = true;
+                life.record_cause();
+                let (cell, closure) = (self.clone(), closure.clone());
+                helpers::run(Box::new(move || cell.call(&closure)));
+            }
+        }
+    }
+
+    /// On a helper thread: the caller's own way to stop the child.
+    fn call(self: &Arc<Cell>, closure: &crate::command::Closure) {
+        let target = Target(self);
+        let failure = match catch_unwind(AssertUnwindSafe(|| (closure.0)(&target))) {
+            Ok(Ok(())) => return,
+            // Go's ErrProcessDone: it was too late, and that is all right.
+            Ok(Err(error)) if error.raw_os_error() == Some(libc::ESRCH) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the closure panicked".to_owned(),
+        };
+        self.with(|life| life.extra().cancel_failed = Some(failure.into()));
+    }
+
+    /// SIGKILL now: for a child that outlived its delay, or for what is left of a group that is being stopped.
+    fn kill(self: &Arc<Cell>, life: &mut Life) {
+        let dead = life.ended.is_some();
+        if dead && !life.is_stopping_group() {
+            return;
+        }
+        if dead || !life.has_exited() {
+            life.stop_with(Signal::SIGKILL);
+        }
+        if dead {
+            self.end_group_stop(life);
+        }
+    }
+
+    fn publish(self: &Arc<Cell>, life: &mut Life) {
+        life.exit = Some(self.make_exit(life));
+        life.ready.append(&mut life.wakers);
+        self.changed.notify_all();
+    }
+
+    fn make_exit(&self, life: &Life) -> Exit {
+        let (status, usage) = life.ended.unwrap_or_default();
+        let exited_at = life.exit.as_ref().map_or_else(Instant::now, Exit::exited_at);
+        Exit::new(Ending {
+            command: self.label.clone(),
+            pid: life.pid,
+            status,
+            cause: life.cause.clone(),
+            usage,
+            spawned_at: life.spawned_at,
+            exited_at,
+            held_open: life.extra.as_ref().map_or_else(HeldOpen::default, |e| e.held_open),
+            cancel_failed: life.extra.as_ref().and_then(|e| e.cancel_failed.clone()),
+        })
+    }
+
+    /// The leader died in the middle of a stop: the remaining steps still go to the group.
+    fn stop_group(self: &Arc<Cell>, life: &mut Life) {
+        if !life.is_stopping_group() {
+            return self.release_pidfd(life);
+        }
+        if life.sent.kill {
+            // A member that was being forked when the first one was sent may have missed it.
+            let _ = life.send(Signal::SIGKILL);
+        }
+        let over = life.extra().ladder.is_over() && !matches!(life.extra().delay, Delay::At(_));
+        if over || !process::group_is_alive(life.pidfd()) {
+            self.end_group_stop(life);
+        }
+    }
+
+    /// Nothing more will be sent: the pidfd (and the zombie, if it was kept) can go.
+    fn end_group_stop(self: &Arc<Cell>, life: &mut Life) {
+        if std::mem::take(&mut life.unreaped) {
+            let _ = process::reap(life.pidfd(), WaitMode::Poll);
+        }
+        self.disarm_step(life);
+        life.sent = Sent::default();
+        self.release_pidfd(life);
+        if life.done {
+            self.give_back(life);
+        }
+    }
+
+    fn disarm_step(&self, life: &mut Life) {
+        let Some(token) = life.token else { return };
+        let Some(extra) = &mut life.extra else { return };
+        if let Some(at) = extra.ladder.due.take() {
+            self.core.disarm(at, (token, Clock::Step));
+        }
+    }
+
+    fn release_pidfd(&self, life: &mut Life) {
+        life.pidfd = None;
+    }
+
+    fn drain(self: &Arc<Cell>, life: &mut Life) {
+        if !life.is_stopping_group() {
+            self.disarm_step(life);
+            self.release_pidfd(life);
+        }
+        let stopped = life.cause.is_some();
+        if let Some(extra) = &mut life.extra {
+            if let Some(feed) = extra.feed.take() {
+                self.core.deregister(feed.fd.as_fd());
+            }
+            extra.captures.iter_mut().flatten().for_each(Capture::note_owed);
+            // Nobody asked to wait longer for the output of what was stopped.
+            if stopped && extra.wait_delay.is_none() && life.has_streams() {
+                return self.cut(life);
+            }
+        }
+        self.check_streams(life);
+    }
+
+    fn cut(self: &Arc<Cell>, life: &mut Life) {
+        for which in 0..2 {
+            let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else { continue };
+            let held = capture.cut();
+            self.end_capture(life, which, held);
+        }
+        self.check_streams(life);
+    }
+
+    fn finish(self: &Arc<Cell>, life: &mut Life) {
+        if life.extra.as_ref().is_some_and(|e| e.held_open.any() || e.cancel_failed.is_some()) {
+            life.exit = Some(self.make_exit(life));
+        }
+        if let (Some(token), Some(extra)) = (life.token, &mut life.extra) {
+            if let (Delay::At(at), false) = (extra.delay, life.sent.kill || life.sent.other) {
+                self.core.disarm(at, (token, Clock::Delay));
+            }
+        }
+        life.done = true;
+        life.ready.append(&mut life.wakers);
+        self.changed.notify_all();
+        if let (true, Some(token)) = (self.core.collects(), life.token) {
+            self.core.tables().ended.push_back((token, self.clone()));
+        }
+        if !life.is_stopping_group() {
+            self.give_back(life);
+        }
+    }
+
+    fn give_back(&self, life: &mut Life) {
+        let Some(token) = life.token.take() else { return };
+        if let Some(Delay::At(at)) = life.extra.as_ref().map(|e| e.delay) {
+            self.core.disarm(at, (token, Clock::Delay));
+        }
+        self.core.leave(token);
+    }
+
+    /// The loop died and nobody took over.
+    pub(crate) fn loop_died(&self) {
+        self.with(|life| {
+            life.died = true;
+            life.ready.append(&mut life.wakers);
+            self.changed.notify_all();
+        });
+    }
+
+    // ── waiting ──
+
+    /// Waits for the death, at most until `until`.
+    ///
+    /// While nobody else reaps it the caller does, by `waitid`: no hop through the loop.
+    pub(crate) fn wait(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
+        self.core.check_ours()?;
+        let mut life = self.lock();
+        if let Some(extra) = &mut life.extra {
+            // As std: a child that reads its stdin to the end would wait for us.
+            extra.piped[0] = None;
+        }
+        loop {
+            if let Some(exit) = &life.exit {
+                return Ok(Some(exit.clone()));
+            }
+            if life.owner == Owner::Reactor {
+                let pidfd = life.pidfd.clone().expect("a child that is not reaped has its pidfd");
+                life.owner = Owner::Waiter;
+                let grouped = life.scope == Scope::Group;
+                drop(life);
+                return self.wait_as_owner(&pidfd, until, grouped);
+            }
+            if life.died {
+                return Err(self.error(ErrorKind::ReactorDied));
+            }
+            life = match self.sleep(life, until) {
+                Some(life) => life,
+                None => return Ok(None),
+            };
+        }
+    }
+
+    /// Waits until the streams are done, too; always by the loop.
+    pub(crate) fn wait_done(&self, until: Option<Instant>) -> Result<Option<Exit>> {
+        self.core.check_ours()?;
+        let mut life = self.lock();
+        loop {
+            match &life.exit {
+                Some(exit) if life.done => return Ok(Some(exit.clone())),
+                _ if life.died => return Err(self.error(ErrorKind::ReactorDied)),
+                _ => {}
+            }
+            life = match self.sleep(life, until) {
+                Some(life) => life,
+                None => return Ok(None),
+            };
+        }
+    }
+
+    fn sleep<'a>(&self, life: MutexGuard<'a, Life>, until: Option<Instant>) -> Option<MutexGuard<'a, Life>> {
+        let Some(until) = until else {
+            return Some(self.changed.wait(life).unwrap_or_else(PoisonError::into_inner));
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        Some(self.changed.wait_timeout(life, left).unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// The caller owns the child: out of the epoll set, wait, reap, publish; or give it back when the time is over.
+    fn wait_as_owner(self: &Arc<Cell>, pidfd: &OwnedFd, until: Option<Instant>, grouped: bool) -> Result<Option<Exit>> {
+        self.core.deregister(pidfd.as_fd());
+        let outcome = match until {
+            // A group's leader is looked at first: what becomes of the group is decided before it is reaped.
+            None if grouped => process::reap(pidfd.as_fd(), WaitMode::BlockAndLeave).map(|_| None),
+            None => process::reap(pidfd.as_fd(), WaitMode::Block).map(Some),
+            Some(until) => {
+                wait_until_exit(pidfd.as_fd(), until);
+                Ok(None)
+            }
+        };
+        self.with(|life| {
+            life.traced = false;
+            match outcome {
+                Ok(Some(reaped)) => self.ended(life, reaped, false),
+                Ok(None) => self.reap_or_return(life, pidfd),
+                Err(error) => {
+                    self.return_to_loop(life, pidfd);
+                    return Err(self.error(ErrorKind::Io).saying("waitid").because(error));
+                }
+            }
+            Ok(life.exit.clone())
+        })
+    }
+
+    fn reap_or_return(self: &Arc<Cell>, life: &mut Life, pidfd: &OwnedFd) {
+        if process::has_exited(pidfd.as_fd()) {
+            life.owner = Owner::Reactor;
+            self.try_reap(life);
+        } else {
+            self.return_to_loop(life, pidfd);
+        }
+    }
+
+    /// Adding a descriptor that is readable already reports at once: nothing is missed.
+    fn return_to_loop(&self, life: &mut Life, pidfd: &OwnedFd) {
+        life.owner = Owner::Reactor;
+        let Some(token) = life.token else { return };
+        if self.core.register_readable(pidfd.as_fd(), token).is_err() {
+            self.retry(life);
+        }
+    }
+
+    /// The exit, if there is one; reaps on the spot, as std's `try_wait`.
+    pub(crate) fn try_wait(self: &Arc<Cell>) -> Result<Option<Exit>> {
+        self.core.check_ours()?;
+        self.with(|life| {
+            if life.owner == Owner::Reactor && !life.traced && life.has_exited() {
+                self.try_reap(life);
+            }
+            match &life.exit {
+                None if life.died => Err(self.error(ErrorKind::ReactorDied)),
+                exit => Ok(exit.clone()),
+            }
+        })
+    }
+
+    // ── streams ──
+
+    /// A piped end that nobody has taken yet.
+    pub(crate) fn take_piped(&self, which: usize) -> Option<OwnedFd> {
+        self.lock().extra.as_mut()?.piped[which].take()
+    }
+
+    /// Lets the loop read the piped ends that nobody took, as std's `wait_with_output` does.
+    pub(crate) fn capture_piped(self: &Arc<Cell>) -> Result<()> {
+        self.with(|life| {
+            let dead = life.exit.is_some();
+            let Some(extra) = &mut life.extra else { return Ok(()) };
+            extra.piped[0] = None;
+            for which in 0..2 {
+                let Some(fd) = extra.piped[which + 1].take() else { continue };
+                crate::pipe::set_nonblocking(fd.as_fd()).map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
+                let mut capture = Capture::new(fd, None::<Limit>);
+                match (dead, life.token) {
+                    (false, Some(token)) => {
+                        let kind = if which == 0 { Kind::Stdout } else { Kind::Stderr };
+                        self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
+                        extra.captures[which] = Some(capture);
+                    }
+                    // It is dead and forgotten by the loop: what it left is read here.
+                    _ => {
+                        capture.note_owed();
+                        let held = capture.cut();
+                        let flag = if which == 0 { &mut extra.held_open.stdout } else { &mut extra.held_open.stderr };
+                        *flag |= held;
+                        extra.results[which] = Some(capture.into_bytes());
+                    }
+                }
+            }
+            if life.done {
+                life.exit = Some(self.make_exit(life));
+            }
+            Ok(())
+        })
+    }
+
+    /// What was captured; once.
+    pub(crate) fn take_captured(&self) -> Captured {
+        let mut life = self.lock();
+        let mut captured = Captured::default();
+        let Some(extra) = &mut life.extra else { return captured };
+        let [stdout, stderr] = &mut extra.results;
+        (captured.stdout, captured.stdout_omitted_bytes) = stdout.take().unwrap_or_default();
+        (captured.stderr, captured.stderr_omitted_bytes) = stderr.take().unwrap_or_default();
+        captured
+    }
+
+    /// A duplicate of the pidfd.
+    pub(crate) fn pidfd(&self) -> Result<OwnedFd> {
+        self.core.check_ours()?;
+        let Some(pidfd) = self.lock().pidfd.clone() else { return Err(self.error(ErrorKind::NoSuchChild)) };
+        pidfd.try_clone().map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))
+    }
+
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.lock().exit.clone()
+    }
+
+    /// Reached with this waker when it is dead; false if it is already.
+    #[allow(dead_code)]
+    pub(crate) fn wake_at_exit(&self, waker: &Waker) -> bool {
+        let mut life = self.lock();
+        if life.exit.is_some() || life.died {
+            return false;
+        }
+        if !life.wakers.iter().any(|w| w.will_wake(waker)) {
+            life.wakers.push(waker.clone());
+        }
+        true
+    }
+}
+
+impl Signals for Arc<Cell> {
+    fn pid(&self) -> u32 {
+        Cell::pid(self)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Cell::signal(self, signal)
+    }
+}
+
+impl Life {
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Only where the child is known not to be reaped, or to be stopped as a group.
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_ref().expect("held until the child is reaped and its stop is over").as_fd()
+    }
+
+    fn has_exited(&self) -> bool {
+        self.pidfd.as_ref().is_none_or(|fd| process::has_exited(fd.as_fd()))
+    }
+
+    fn has_streams(&self) -> bool {
+        self.extra.as_ref().is_some_and(|e| e.captures.iter().any(Option::is_some))
+    }
+
+    /// A stop of a group that has sent something goes on without its leader.
+    fn is_stopping_group(&self) -> bool {
+        self.scope == Scope::Group && (self.sent.kill || self.sent.other) && self.pidfd.is_some()
+    }
+
+    fn leaves_group_behind(&self) -> bool {
+        let kills = self.extra.as_ref().is_some_and(|e| e.leftovers == Leftovers::Kill);
+        self.scope == Scope::Group && kills && self.has_exited()
+    }
+
+    /// Where a pidfd cannot signal a group, the leader's zombie is what keeps the group's number from being anybody else's.
+    fn keeps_zombie(&self) -> bool {
+        self.is_stopping_group() && !process::group_flag_works()
+    }
+
+    fn record_cause(&mut self) {
+        if self.cause.is_none() {
+            self.cause = self.pending.take();
+        }
+    }
+
+    /// If SIGKILL was all that was sent and it did not die of that, it was not stopped: it had ended by itself in between.
+    fn take_back_cause(&mut self) {
+        let only_kill = self.sent.kill && !self.sent.other;
+        let Some((Some(status), _)) = self.ended else { return };
+        if only_kill && std::os::unix::process::ExitStatusExt::signal(&status) != Some(libc::SIGKILL) {
+            self.cause = None;
+        }
+    }
+
+    /// Part of a stop: the cause is recorded, then the signal is sent.
+    fn stop_with(&mut self, signal: Signal) {
+        self.record_cause();
+        if signal == Signal::SIGKILL { self.sent.kill = true } else { self.sent.other = true }
+        let result = self.send(signal);
+        if signal == Signal::SIGTERM {
+            // A stopped child would not see it before it is continued.
+            let _ = self.send(Signal::SIGCONT);
+        }
+        if let Err(error) = result {
+            log::debug!("pidloop: pid {}: {signal}: {error}", self.pid);
+        }
+    }
+
+    fn send(&mut self, signal: Signal) -> std::io::Result<()> {
+        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        let reaped = self.ended.is_some() && !self.unreaped;
+        process::send(pidfd.as_fd(), self.pid, self.scope, signal, reaped)
+    }
+
+    /// Ends a child that nobody is told of.
+    fn put_down(&mut self) {
+        let _ = self.send(Signal::SIGKILL);
+        let _ = process::reap(self.pidfd(), WaitMode::Block);
+        self.pidfd = None;
+        self.owner = Owner::Nobody;
+        self.phase = Phase::Done;
+    }
+}
+
+fn wait_until_exit(pidfd: BorrowedFd<'_>, until: Instant) {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let wait = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        if process::wait_readable(pidfd, Some(wait)) || left.is_zero() {
+            return;
+        }
+    }
+}

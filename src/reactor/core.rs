@@ -1,0 +1,518 @@
+//! What the threads around one reactor share: the epoll set they register in, the slabs, the deadlines. Knows who is where, not
+//! what becomes of them.
+//!
+//! Lock order: a child's cell, then the tables. Nobody locks a cell while holding the tables.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use slab::Slab;
+
+use super::cell::Cell;
+use crate::context::{Cause, Context};
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::sys::process::generation;
+use crate::timer::{Alarm, Clock, Timers};
+use crate::token::{Kind, Token};
+
+/// Whether children may still be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Open,
+    ShuttingDown,
+    /// The loop is gone and nobody took over.
+    Dead,
+}
+
+/// The shared part of a reactor.
+#[derive(Debug)]
+pub(crate) struct Core {
+    registry: Registry,
+    /// Written to make the loop come round; never read: each write is an edge of its own.
+    wake: OwnedFd,
+    /// Carries the earliest deadline, so that the epoll descriptor alone is enough for any outer loop.
+    timer: OwnedFd,
+    tables: Mutex<Tables>,
+    /// Signalled when a child leaves the tables.
+    left: Condvar,
+    /// The process that made it (promise 13).
+    generation: u64,
+    /// Whether ended children are kept for `next_exit`.
+    collects: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tables {
+    children: Slab<ChildSlot>,
+    contexts: Slab<ContextSlot>,
+    /// A context is registered once per reactor, and an eventfd cannot be added to one epoll set twice.
+    by_id: HashMap<u64, usize>,
+    timers: Timers,
+    /// What the timerfd is set to.
+    armed: Option<Instant>,
+    next_generation: u32,
+    pub(crate) state: State,
+    /// The owner of the loop is gone: the loop ends as soon as it can.
+    pub(crate) abandoned: bool,
+    pub(crate) ended: VecDeque<(Token, Arc<Cell>)>,
+}
+
+#[derive(Debug)]
+struct ChildSlot {
+    generation: u32,
+    cell: Arc<Cell>,
+    links: Links,
+    /// The command's own deadline.
+    deadline: Option<Instant>,
+}
+
+/// In which contexts' lists a child stands: (context slot, its place there).
+#[derive(Debug)]
+enum Links {
+    None,
+    One(u32, u32),
+    Many(Box<[(u32, u32)]>),
+}
+
+#[derive(Debug)]
+struct ContextSlot {
+    generation: u32,
+    context: Context,
+    /// Slots of the children attached to it.
+    members: Slab<u32>,
+    /// Its slot's other users: contexts below it, watchers.
+    users: u32,
+    parent: Option<u32>,
+    deadline: Option<Instant>,
+}
+
+impl Core {
+    pub(crate) fn new(registry: Registry, collects: bool) -> Result<Core> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(setup)?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).map_err(setup)?;
+        let core = Core {
+            registry,
+            wake: crate::spawn::raise(wake),
+            timer: crate::spawn::raise(timer),
+            tables: Mutex::new(Tables {
+                children: Slab::new(),
+                contexts: Slab::new(),
+                by_id: HashMap::new(),
+                timers: Timers::default(),
+                armed: None,
+                next_generation: 0,
+                state: State::Open,
+                abandoned: false,
+                ended: VecDeque::new(),
+            }),
+            left: Condvar::new(),
+            generation: generation(),
+            collects,
+        };
+        core.register(core.wake.as_fd(), Token::new(Kind::Wake, 0, 0), Interest::READABLE)?;
+        core.register(core.timer.as_fd(), Token::new(Kind::Wake, 0, 1), Interest::READABLE)?;
+        Ok(core)
+    }
+
+    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+        // A panic under the lock is the loop's; its successor goes on with what is there.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this process made it. Asked before any lock is taken: a lock may have been held when the process was forked.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.generation == generation()
+    }
+
+    pub(crate) fn check_ours(&self) -> Result<()> {
+        if self.is_ours() { Ok(()) } else { Err(Error::new(ErrorKind::Forked)) }
+    }
+
+    pub(crate) fn collects(&self) -> bool {
+        self.collects
+    }
+
+    /// The epoll set itself.
+    pub(crate) fn epoll(&self) -> BorrowedFd<'_> {
+        self.registry.as_fd()
+    }
+
+    // ── registering ──
+
+    /// `epoll_ctl(EPOLL_CTL_ADD)`, from any thread: a readable descriptor reports at once.
+    pub(crate) fn register(&self, fd: BorrowedFd<'_>, token: Token, interest: Interest) -> Result<()> {
+        let token = mio::Token(token.pack() as usize);
+        self.registry
+            .register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+            .map_err(|e| Error::os(Stage::Register, e))
+    }
+
+    /// Watches a pidfd or one of our read ends.
+    pub(crate) fn register_readable(&self, fd: BorrowedFd<'_>, token: Token) -> Result<()> {
+        self.register(fd, token, Interest::READABLE)
+    }
+
+    /// Watches our write end.
+    pub(crate) fn register_writable(&self, fd: BorrowedFd<'_>, token: Token) -> Result<()> {
+        self.register(fd, token, Interest::WRITABLE)
+    }
+
+    /// `epoll_ctl(EPOLL_CTL_DEL)`; always before the descriptor is closed: a copy in a forked, not yet exec'd child would go on reporting.
+    pub(crate) fn deregister(&self, fd: BorrowedFd<'_>) {
+        // ENOENT: it was never registered, or another way out came first.
+        let _ = self.registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+    }
+
+    /// Makes the loop come round.
+    pub(crate) fn wake(&self) {
+        if self.is_ours() {
+            // EAGAIN: 2^64 wakes are pending, one of them will do.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    // ── deadlines ──
+
+    pub(crate) fn arm(&self, at: Instant, alarm: Alarm) {
+        self.tables().arm(self, at, alarm);
+    }
+
+    pub(crate) fn disarm(&self, at: Instant, alarm: Alarm) {
+        // The timerfd stays as it is: one early wake costs less than setting it twice.
+        self.tables().timers.disarm(at, alarm);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.tables().timers.next()
+    }
+
+    /// Takes what is due; sets the timerfd for what is not.
+    pub(crate) fn take_due(&self, due: &mut Vec<Alarm>) {
+        let mut tables = self.tables();
+        if tables.armed.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        if tables.armed.is_some_and(|at| at > now) {
+            return;
+        }
+        while let Some(alarm) = tables.timers.pop_due(now) {
+            due.push(alarm);
+        }
+        tables.armed = tables.timers.next();
+        if let Some(at) = tables.armed {
+            self.set_timer(at);
+        }
+    }
+
+    /// Relative, from a clock read before: never early.
+    fn set_timer(&self, at: Instant) {
+        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        let value = Timespec {
+            tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX / 4),
+            tv_nsec: wait.subsec_nanos().into(),
+        };
+        let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
+            log::error!("pidloop: timerfd_settime: {error}");
+        }
+    }
+
+    // ── children ──
+
+    /// Gives a child a slot and attaches it to its contexts, so that whatever fires from now on finds it.
+    ///
+    /// Attaching registers first; the caller reads the flags afterwards (cancelling sets the flag first): one of the two sees the other.
+    pub(crate) fn enter(&self, cell: &Arc<Cell>, contexts: &[Context], deadline: Option<Instant>) -> Result<Token> {
+        let mut tables = self.tables();
+        match tables.state {
+            State::Open => {}
+            State::ShuttingDown => return Err(Error::new(ErrorKind::ShutDown)),
+            State::Dead => return Err(Error::new(ErrorKind::ReactorDied)),
+        }
+        let generation = tables.generation();
+        let slot = tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None, deadline }) as u32;
+        let token = Token::new(Kind::Child, generation, slot);
+        cell.set_token(token);
+        let mut links = Vec::with_capacity(contexts.len());
+        for context in contexts {
+            match tables.attach(self, context) {
+                Ok(context_slot) => {
+                    let place = tables.contexts[context_slot as usize].members.insert(slot) as u32;
+                    links.push((context_slot, place));
+                }
+                Err(error) => {
+                    tables.children[slot as usize].links = Links::from(links);
+                    tables.leave(self, token);
+                    return Err(error);
+                }
+            }
+        }
+        tables.children[slot as usize].links = Links::from(links);
+        if let Some(at) = deadline {
+            tables.arm(self, at, (token, Clock::Deadline));
+        }
+        Ok(token)
+    }
+
+    /// Takes a child out of the slabs and out of its contexts' lists.
+    pub(crate) fn leave(&self, token: Token) {
+        let left = self.tables().leave(self, token);
+        self.left.notify_all();
+        // The last reference to a cell may be this one; what it holds is dropped outside the lock.
+        drop(left);
+    }
+
+    pub(crate) fn disarm_deadline(&self, token: Token) {
+        let mut tables = self.tables();
+        if let Some(slot) = tables.child_slot(token) {
+            if let Some(at) = slot.deadline.take() {
+                tables.timers.disarm(at, (token, Clock::Deadline));
+            }
+        }
+    }
+
+    pub(crate) fn child(&self, token: Token) -> Option<Arc<Cell>> {
+        self.tables().child_slot(token).map(|slot| slot.cell.clone())
+    }
+
+    /// The children, as they are now.
+    pub(crate) fn children(&self) -> Vec<Arc<Cell>> {
+        self.tables().children.iter().map(|(_, slot)| slot.cell.clone()).collect()
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.tables().children.len()
+    }
+
+    /// Sleeps until no child is left or the time has come; says whether none is left.
+    pub(crate) fn wait_until_empty(&self, until: Option<Instant>) -> bool {
+        let mut tables = self.tables();
+        while !tables.children.is_empty() {
+            let Some(until) = until else {
+                tables = self.left.wait(tables).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            tables = self.left.wait_timeout(tables, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    // ── contexts ──
+
+    pub(crate) fn context(&self, token: Token) -> Option<Context> {
+        self.tables().context_slot(token).map(|slot| slot.context.clone())
+    }
+
+    /// Keeps a context registered although no child of it is here, so that its deadline and its descriptors are noticed.
+    pub(crate) fn watch(&self, context: &Context) -> Result<Token> {
+        let mut tables = self.tables();
+        let slot = tables.attach(self, context)?;
+        let entry = &mut tables.contexts[slot as usize];
+        entry.users += 1;
+        Ok(Token::new(Kind::Context, entry.generation, slot))
+    }
+
+    pub(crate) fn unwatch(&self, token: Token) {
+        let mut tables = self.tables();
+        if let Some(entry) = tables.context_slot(token) {
+            entry.users -= 1;
+            tables.release_context(self, token.slot);
+        }
+    }
+
+    /// The next children of a context, from `cursor` on: at most `at_most`; says where to go on, if there are more.
+    ///
+    /// A child that enters behind the cursor is not missed: it reads the context's flag after entering, and the flag is set.
+    pub(crate) fn members(&self, token: Token, cursor: usize, at_most: usize, cells: &mut Vec<Arc<Cell>>) -> Option<usize> {
+        let mut tables = self.tables();
+        let tables = &mut *tables;
+        let entry = tables.contexts.get(token.slot as usize).filter(|c| c.generation == token.generation)?;
+        let capacity = entry.members.capacity();
+        let mut at = cursor;
+        while at < capacity {
+            if cells.len() == at_most {
+                return Some(at);
+            }
+            if let Some(slot) = entry.members.get(at) {
+                cells.push(tables.children[*slot as usize].cell.clone());
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// Puts everything into the epoll set anew, so that every edge the former loop may have swallowed comes again.
+    pub(crate) fn register_all_again(&self) {
+        for cell in self.children() {
+            cell.register_again();
+        }
+        let tables = self.tables();
+        for (slot, entry) in &tables.contexts {
+            if let Ok(fd) = entry.context.eventfd() {
+                self.deregister(fd);
+                let _ = self.register(fd, Token::new(Kind::Context, entry.generation, slot as u32), Interest::READABLE);
+            }
+        }
+        if let Some(at) = tables.timers.next() {
+            self.set_timer(at);
+        }
+    }
+}
+
+impl Tables {
+    fn generation(&mut self) -> u32 {
+        self.next_generation = self.next_generation.wrapping_add(1);
+        Token::new(Kind::Child, self.next_generation, 0).generation
+    }
+
+    fn child_slot(&mut self, token: Token) -> Option<&mut ChildSlot> {
+        self.children.get_mut(token.slot as usize).filter(|slot| slot.generation == token.generation)
+    }
+
+    fn context_slot(&mut self, token: Token) -> Option<&mut ContextSlot> {
+        self.contexts.get_mut(token.slot as usize).filter(|slot| slot.generation == token.generation)
+    }
+
+    fn arm(&mut self, core: &Core, at: Instant, alarm: Alarm) {
+        self.timers.arm(at, alarm);
+        if self.armed.is_none_or(|armed| at < armed) {
+            self.armed = Some(at);
+            core.set_timer(at);
+        }
+    }
+
+    fn leave(&mut self, core: &Core, token: Token) -> Option<Arc<Cell>> {
+        self.child_slot(token)?;
+        let slot = self.children.remove(token.slot as usize);
+        if let Some(at) = slot.deadline {
+            self.timers.disarm(at, (token, Clock::Deadline));
+        }
+        for (context, place) in slot.links.iter() {
+            self.contexts[context as usize].members.remove(place as usize);
+            self.release_context(core, context);
+        }
+        Some(slot.cell)
+    }
+
+    /// The slot of a context; registers it and the contexts above it where they are not.
+    ///
+    /// Those above are registered because the kernel may be told of a reason to stop at any of them (`cancel_fd`, `from_fd`).
+    fn attach(&mut self, core: &Core, context: &Context) -> Result<u32> {
+        let mut chain = Vec::new();
+        let mut above = Some(context.clone());
+        let mut parent = None;
+        while let Some(context) = above {
+            if let Some(slot) = self.by_id.get(&context.id()) {
+                parent = Some(*slot as u32);
+                break;
+            }
+            above = context.parent();
+            chain.push(context);
+        }
+        for context in chain.into_iter().rev() {
+            match self.register_context(core, context, parent) {
+                Ok(slot) => parent = Some(slot),
+                Err(error) => {
+                    if let Some(slot) = parent {
+                        self.release_context(core, slot);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(parent.expect("the context itself is the last of its chain"))
+    }
+
+    fn register_context(&mut self, core: &Core, context: Context, parent: Option<u32>) -> Result<u32> {
+        let generation = self.generation();
+        let deadline = context.deadline();
+        let entry = self.contexts.vacant_entry();
+        let slot = entry.key() as u32;
+        let token = Token::new(Kind::Context, generation, slot);
+        core.register(context.eventfd()?, token, Interest::READABLE)?;
+        if let Some((fd, _)) = context.source() {
+            // READABLE brings RDHUP, HUP and ERR as well: which of them counts is the context's to say.
+            if let Err(error) = core.register(fd, token.of_kind(Kind::Source), Interest::READABLE) {
+                core.deregister(context.eventfd()?);
+                return Err(error);
+            }
+        }
+        self.by_id.insert(context.id(), slot as usize);
+        entry.insert(ContextSlot { generation, context, members: Slab::new(), users: 0, parent, deadline });
+        if let Some(parent) = parent {
+            self.contexts[parent as usize].users += 1;
+        }
+        if let Some(at) = deadline {
+            self.arm(core, at, (token, Clock::Deadline));
+        }
+        Ok(slot)
+    }
+
+    /// Gives up the slots of contexts that nobody uses any more, from this one upwards.
+    fn release_context(&mut self, core: &Core, slot: u32) {
+        let mut next = Some(slot);
+        while let Some(slot) = next {
+            let entry = &self.contexts[slot as usize];
+            if !entry.members.is_empty() || entry.users > 0 {
+                return;
+            }
+            let entry = self.contexts.remove(slot as usize);
+            self.by_id.remove(&entry.context.id());
+            if let Ok(fd) = entry.context.eventfd() {
+                core.deregister(fd);
+            }
+            if let Some((fd, _)) = entry.context.source() {
+                core.deregister(fd);
+            }
+            if let Some(at) = entry.deadline {
+                self.timers.disarm(at, (Token::new(Kind::Context, entry.generation, slot), Clock::Deadline));
+            }
+            next = entry.parent;
+            if let Some(parent) = next {
+                self.contexts[parent as usize].users -= 1;
+            }
+        }
+    }
+}
+
+impl Links {
+    fn from(links: Vec<(u32, u32)>) -> Links {
+        match links[..] {
+            [] => Links::None,
+            [(context, place)] => Links::One(context, place),
+            _ => Links::Many(links.into()),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
+        let (one, many) = match self {
+            Links::None => (None, &[][..]),
+            Links::One(context, place) => (Some((*context, *place)), &[][..]),
+            Links::Many(links) => (None, &links[..]),
+        };
+        one.into_iter().chain(many.iter().copied())
+    }
+}
+
+fn setup(error: rustix::io::Errno) -> Error {
+    Error::os(Stage::Register, io::Error::from(error))
+}
+
+/// Why the first of these contexts that has fired did.
+pub(crate) fn fired(contexts: &[Context]) -> Option<Cause> {
+    contexts.iter().find_map(Context::look)
+}

@@ -1,0 +1,239 @@
+//! System calls on running children that rustix does not offer, and what a fork does to us. Knows nothing of how a child was started.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::exit::Usage;
+
+/// `PIDFD_SIGNAL_PROCESS_GROUP` (Linux 6.9).
+const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
+/// What `waitid` says of a pidfd.
+#[derive(Debug)]
+pub(crate) enum Waited {
+    /// Still running, or hidden by a tracer.
+    NotYet,
+    /// It ended like this, and (unless only looked at) is reaped.
+    Ended(ExitStatus, Usage),
+    /// `ECHILD`: somebody else reaped it.
+    Stolen,
+}
+
+/// How to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitMode {
+    /// Sleep until it has ended, and reap it.
+    Block,
+    /// Sleep until it has ended, and leave the zombie.
+    BlockAndLeave,
+    /// Reap it if it has ended.
+    Poll,
+    /// Look whether it has ended, and leave the zombie.
+    PollAndLeave,
+}
+
+/// `waitid(P_PIDFD, …)` with the fifth argument of the raw call, which gives the child's own rusage. waitid(2).
+pub(crate) fn wait(pidfd: BorrowedFd<'_>, mode: WaitMode) -> io::Result<Waited> {
+    let options = libc::WEXITED
+        | match mode {
+            WaitMode::Block => 0,
+            WaitMode::BlockAndLeave => libc::WNOWAIT,
+            WaitMode::Poll => libc::WNOHANG,
+            WaitMode::PollAndLeave => libc::WNOHANG | libc::WNOWAIT,
+        };
+    loop {
+        // SAFETY: both structs are plain data for which all zeros is a value; the kernel writes them and keeps no pointer.
+        let (mut info, mut rusage): (libc::siginfo_t, libc::rusage) = unsafe { std::mem::zeroed() };
+        // SAFETY: waitid(2): the pointers are valid for the length of the call, the descriptor is borrowed for it.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                pidfd.as_raw_fd(),
+                ptr::from_mut(&mut info),
+                options,
+                ptr::from_mut(&mut rusage),
+            )
+        };
+        if result == 0 {
+            return Ok(waited(&info, &rusage));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::ECHILD) => return Ok(Waited::Stolen),
+            _ => return Err(error),
+        }
+    }
+}
+
+fn waited(info: &libc::siginfo_t, rusage: &libc::rusage) -> Waited {
+    // SAFETY: waitid fills the SIGCHLD members, or leaves the zeros.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Waited::NotYet;
+    }
+    let raw = match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    };
+    Waited::Ended(ExitStatus::from_raw(raw), usage(rusage))
+}
+
+fn usage(r: &libc::rusage) -> Usage {
+    let time = |t: libc::timeval| {
+        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+    };
+    Usage {
+        user_time: time(r.ru_utime),
+        system_time: time(r.ru_stime),
+        max_rss_bytes: r.ru_maxrss.unsigned_abs() * 1024,
+        minor_faults: r.ru_minflt.unsigned_abs(),
+        major_faults: r.ru_majflt.unsigned_abs(),
+        blocks_in: r.ru_inblock.unsigned_abs(),
+        blocks_out: r.ru_oublock.unsigned_abs(),
+        voluntary_switches: r.ru_nvcsw.unsigned_abs(),
+        involuntary_switches: r.ru_nivcsw.unsigned_abs(),
+    }
+}
+
+/// The status of a process that somebody else reaped, from `PIDFD_GET_INFO` (Linux 6.15); `None` where the kernel does not keep it.
+pub(crate) fn status_after_theft(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
+    // SAFETY: plain data for which all zeros is a value.
+    let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+    info.mask = libc::PIDFD_INFO_EXIT.into();
+    // SAFETY: ioctl(2), PIDFD_GET_INFO writes at most the size that is part of its number into `info`.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO as _, ptr::from_mut(&mut info)) };
+    let known = result == 0 && info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0;
+    known.then(|| ExitStatus::from_raw(info.exit_code))
+}
+
+/// `pidfd_send_signal(2)`, to the process. `ESRCH` (reaped) is not an error: the signal came too late.
+pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    send(pidfd, signal, 0)
+}
+
+/// `pidfd_send_signal(2)` with `PIDFD_SIGNAL_PROCESS_GROUP`, to the group the process leads; works by the group's identity,
+/// also after the leader was reaped. `EINVAL` before Linux 6.9, `ESRCH` if nobody is left.
+pub(crate) fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    send(pidfd, signal, PIDFD_SIGNAL_PROCESS_GROUP)
+}
+
+fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: pidfd_send_signal(2): integers and a null siginfo.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            flags,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// As [`signal_process`], by the bare number the kernel wrote for a child whose creator is still suspended: that creator owns the
+/// descriptor and has not been able to close it.
+pub(crate) fn signal_unborn(raw_pidfd: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: the number comes from CLONE_PIDFD and stays open until the suspended creator runs on (see `Cell::stop`); at worst it is
+    // not installed yet and the call says EBADF.
+    let pidfd = unsafe { BorrowedFd::borrow_raw(raw_pidfd) };
+    send(pidfd, signal, 0)
+}
+
+/// The number of this process in the line of forks: a handle made under another number belongs to an ancestor.
+///
+/// A page that the kernel empties in a forked copy (`MADV_WIPEONFORK`, Linux 4.14) holds it, so that asking costs no system call
+/// and a raw fork is seen, too. A vfork child shares the page and is never asked.
+pub(crate) fn generation() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let page = wiped_on_fork();
+    let seen = page.load(Ordering::Relaxed);
+    if seen != 0 {
+        return seen;
+    }
+    // The first call in this process. Two threads may race here: the first exchange wins, both return its number.
+    let fresh = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    match page.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => fresh,
+        Err(other) => other,
+    }
+}
+
+fn wiped_on_fork() -> &'static AtomicU64 {
+    static PAGE: OnceLock<&'static AtomicU64> = OnceLock::new();
+    PAGE.get_or_init(|| {
+        let bytes = rustix::param::page_size();
+        // SAFETY: mmap(2) of fresh anonymous memory that is never unmapped.
+        let page = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert!(page != libc::MAP_FAILED, "no memory for one page");
+        // SAFETY: madvise(2) on the page just mapped. Should it be refused, a fork goes unnoticed: as in every library that does not ask.
+        unsafe { libc::madvise(page, bytes, libc::MADV_WIPEONFORK) };
+        // SAFETY: the mapping is aligned to a page, zeroed, lives for ever, and is only ever used as this atomic.
+        unsafe { &*page.cast::<AtomicU64>() }
+    })
+}
+
+/// Runs `f` with every signal blocked in this thread, except those a fault of our own raises: a thread started in `f` inherits that
+/// and takes no signal from the host. pthread_sigmask(3).
+pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: sigset_t is plain data that sigfillset initializes; the calls touch this thread's mask alone.
+    let before = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS] {
+            libc::sigdelset(&mut all, fault);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        before
+    };
+    let result = f();
+    // SAFETY: as above; `before` was filled by the first call.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut()) };
+    result
+}
+
+/// `write(2)` to a pipe that cannot raise SIGPIPE in this process, whatever its disposition is: the signal is blocked in this thread
+/// for the call and, if the call raised it, taken.
+pub(crate) fn write_without_sigpipe(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the sets are plain data, initialized by sigemptyset; the calls touch this thread's mask and its own pending SIGPIPE.
+    let (set, before, was_pending) = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGPIPE);
+        libc::sigpending(&mut pending);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
+        (set, before, libc::sigismember(&pending, libc::SIGPIPE) == 1)
+    };
+    let result = rustix::io::write(fd, bytes).map_err(io::Error::from);
+    let broken = matches!(&result, Err(e) if e.raw_os_error() == Some(libc::EPIPE));
+    // SAFETY: sigtimedwait(2) with a zero timeout takes the pending SIGPIPE, if it is there; then the mask goes back.
+    unsafe {
+        if broken && !was_pending {
+            let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            libc::sigtimedwait(&set, ptr::null_mut(), &zero);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
+    }
+    result
+}
