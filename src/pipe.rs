@@ -115,6 +115,9 @@ impl Capture {
 
     /// Reads what the child itself left and no more, whoever goes on writing; says whether somebody still held the pipe.
     pub(crate) fn cut(&mut self) -> bool {
+        if self.owed_bytes.is_none() {
+            self.note_owed();
+        }
         while let Some(owed @ 1..) = self.owed_bytes {
             let room = self.sink.make_room(owed);
             match self.read_once(room) {

@@ -62,6 +62,7 @@ pub(crate) enum Owner {
 pub(crate) struct Life {
     pub(crate) phase: Phase,
     pub(crate) owner: Owner,
+    /// Its place in the tables, until it leaves them.
     token: Option<Token>,
     pid: u32,
     /// Shared with whoever sleeps in `waitid` on it; closed when the child is reaped and nobody does any more.
@@ -188,34 +189,30 @@ impl Cell {
 
     // ── birth ──
 
-    /// The exec succeeded: hands the child to the loop, or, if it was stopped meanwhile, ends it and says why.
-    pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd) -> Result<()> {
+    /// The exec succeeded: hands the child to the loop (`watched`) or to its creator, who waits for it; or, if it was stopped
+    /// meanwhile, ends it and says why.
+    pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, watched: bool) -> Result<()> {
         self.with(|life| {
             life.pid = pid;
             life.pidfd = Some(Arc::new(pidfd));
             if life.scope == Scope::Group {
                 process::probe_group_flag(life.pidfd());
             }
-            let stopped_early = life.pending.take();
-            let registered = match &stopped_early {
-                None => self.watch(life),
-                Some(_) => Ok(()),
-            };
-            match (stopped_early, registered) {
-                (None, Ok(())) => {
-                    life.owner = Owner::Reactor;
-                    Ok(())
-                }
-                (Some(cause), _) => {
-                    life.put_down();
-                    Err(Error::stopped(cause))
-                }
-                // No child outlives an error (promise 8).
-                (None, Err(error)) => {
-                    life.put_down();
-                    Err(error.saying("the program had begun and was killed"))
-                }
+            if let Some(cause) = life.pending.take() {
+                life.put_down();
+                return Err(Error::stopped(cause));
             }
+            if !watched {
+                life.owner = Owner::Waiter;
+                return Ok(());
+            }
+            life.owner = Owner::Reactor;
+            // No child outlives an error (promise 8).
+            self.watch(life).map_err(|error| {
+                self.unwatch(life);
+                life.put_down();
+                error.saying("the program had begun and was killed")
+            })
         })
     }
 
@@ -290,13 +287,11 @@ impl Cell {
     }
 
     /// As [`Cell::stop`], by another ladder than the command's.
-    pub(crate) fn stop_by(self: &Arc<Cell>, cause: Cause, rungs: Vec<Rung>) {
-        self.with(|life| {
-            if life.phase == Phase::Running {
-                life.extra().ladder = Ladder::new(rungs);
-            }
-            self.stop_locked(life, cause);
-        });
+    fn stop_by(self: &Arc<Cell>, life: &mut Life, cause: Cause, rungs: Vec<Rung>) {
+        if life.phase == Phase::Running {
+            life.extra().ladder = Ladder::new(rungs);
+        }
+        self.stop_locked(life, cause);
     }
 
     fn stop_locked(self: &Arc<Cell>, life: &mut Life, cause: Cause) {
@@ -328,11 +323,14 @@ impl Cell {
         }
     }
 
-    /// Brings forward the time at which SIGKILL follows.
-    pub(crate) fn hurry(self: &Arc<Cell>, within: Duration) {
+    /// SIGTERM, and after `grace` SIGKILL; of a child that is being stopped already only the latter.
+    pub(crate) fn terminate(self: &Arc<Cell>, grace: Duration) {
         self.with(|life| {
             if life.phase == Phase::Stopping {
-                self.start_delay(life, Some(within));
+                self.start_delay(life, Some(grace));
+            } else {
+                let rungs = vec![Rung::signal(Signal::SIGTERM, Some(grace)), Rung::kill()];
+                self.stop_by(life, Cause::Terminated, rungs);
             }
         });
     }
@@ -341,9 +339,7 @@ impl Cell {
     pub(crate) fn kill_stopping(self: &Arc<Cell>, cause: Cause) {
         self.with(|life| {
             if life.phase == Phase::Running {
-                life.pending.get_or_insert(cause);
-                life.extra().ladder = Ladder::new(vec![Rung::kill()]);
-                self.feed(life, Event::Stop);
+                self.stop_by(life, cause, vec![Rung::kill()]);
             } else {
                 self.feed(life, Event::DelayOver);
             }
@@ -358,23 +354,28 @@ impl Cell {
 
     /// The handle is gone.
     pub(crate) fn abandon(self: &Arc<Cell>) {
-        let kill = self.with(|life| {
+        // A forked copy: its locks may have been held when it was made.
+        if !self.core.is_ours() {
+            return;
+        }
+        self.with(|life| {
             if let Some(extra) = &mut life.extra {
                 extra.piped = [None, None, None];
                 extra.results = [None, None];
                 extra.captures.iter_mut().flatten().for_each(Capture::discard);
             }
-            life.kill_on_drop
+            self.kill_if_wished(life);
         });
-        if kill {
-            self.stop_by(Cause::Dropped, vec![Rung::kill()]);
-        }
     }
 
-    /// For the end of a driver or reactor: SIGKILL if that is what its owner wanted.
-    pub(crate) fn driver_gone(self: &Arc<Cell>) {
-        if self.with(|life| life.kill_on_drop) {
-            self.stop_by(Cause::Dropped, vec![Rung::kill()]);
+    /// The driver or reactor is gone.
+    pub(crate) fn owner_gone(self: &Arc<Cell>) {
+        self.with(|life| self.kill_if_wished(life));
+    }
+
+    fn kill_if_wished(self: &Arc<Cell>, life: &mut Life) {
+        if life.kill_on_drop {
+            self.stop_by(life, Cause::Dropped, vec![Rung::kill()]);
         }
     }
 
@@ -736,8 +737,8 @@ impl Cell {
         life.done = true;
         life.ready.append(&mut life.wakers);
         self.changed.notify_all();
-        if let (true, Some(token)) = (self.core.collects(), life.token) {
-            self.core.tables().ended.push_back((token, self.clone()));
+        if let Some(token) = life.token {
+            self.core.report(token, self);
         }
         if !life.is_stopping_group() {
             self.give_back(life);
@@ -777,15 +778,14 @@ impl Cell {
             if let Some(exit) = &life.exit {
                 return Ok(Some(exit.clone()));
             }
-            if life.owner == Owner::Reactor {
-                let pidfd = life.pidfd.clone().expect("a child that is not reaped has its pidfd");
-                life.owner = Owner::Waiter;
-                let grouped = life.scope == Scope::Group;
-                drop(life);
-                return self.wait_as_owner(&pidfd, until, grouped);
-            }
             if life.died {
                 return Err(self.error(ErrorKind::ReactorDied));
+            }
+            if life.owner == Owner::Reactor {
+                life.owner = Owner::Waiter;
+                self.core.deregister(life.pidfd());
+                drop(life);
+                return self.wait_as_owner(until);
             }
             life = match self.sleep(life, until) {
                 Some(life) => life,
@@ -822,9 +822,12 @@ impl Cell {
         Some(self.changed.wait_timeout(life, left).unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// The caller owns the child: out of the epoll set, wait, reap, publish; or give it back when the time is over.
-    fn wait_as_owner(self: &Arc<Cell>, pidfd: &OwnedFd, until: Option<Instant>, grouped: bool) -> Result<Option<Exit>> {
-        self.core.deregister(pidfd.as_fd());
+    /// The caller owns the child, which is not in the epoll set: wait, reap, publish; or give it back when the time is over.
+    pub(crate) fn wait_as_owner(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
+        let (pidfd, grouped) = {
+            let life = self.lock();
+            (life.pidfd.clone().expect("a child that is not reaped has its pidfd"), life.scope == Scope::Group)
+        };
         let outcome = match until {
             // A group's leader is looked at first: what becomes of the group is decided before it is reaped.
             None if grouped => process::reap(pidfd.as_fd(), WaitMode::BlockAndLeave).map(|_| None),
@@ -838,9 +841,9 @@ impl Cell {
             life.traced = false;
             match outcome {
                 Ok(Some(reaped)) => self.ended(life, reaped, false),
-                Ok(None) => self.reap_or_return(life, pidfd),
+                Ok(None) => self.reap_or_return(life, &pidfd),
                 Err(error) => {
-                    self.return_to_loop(life, pidfd);
+                    self.return_to_loop(life, &pidfd);
                     return Err(self.error(ErrorKind::Io).saying("waitid").because(error));
                 }
             }
@@ -943,7 +946,6 @@ impl Cell {
     }
 
     /// Reached with this waker when it is dead; false if it is already.
-    #[allow(dead_code)]
     pub(crate) fn wake_at_exit(&self, waker: &Waker) -> bool {
         let mut life = self.lock();
         if life.exit.is_some() || life.died {

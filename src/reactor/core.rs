@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::token::{Kind, Token};
 
 /// Whether children may still be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+enum State {
     Open,
     ShuttingDown,
     /// The loop is gone and nobody took over.
@@ -59,11 +60,11 @@ pub(crate) struct Tables {
     timers: Timers,
     /// What the timerfd is set to.
     armed: Option<Instant>,
-    next_generation: u32,
-    pub(crate) state: State,
-    /// The owner of the loop is gone: the loop ends as soon as it can.
-    pub(crate) abandoned: bool,
-    pub(crate) ended: VecDeque<(Token, Arc<Cell>)>,
+    state: State,
+    /// The owner of the loop is gone.
+    orphaned: bool,
+    ended: VecDeque<(Token, Arc<Cell>)>,
+    unreported: usize,
 }
 
 #[derive(Debug)]
@@ -109,10 +110,10 @@ impl Core {
                 by_id: HashMap::new(),
                 timers: Timers::default(),
                 armed: None,
-                next_generation: 0,
                 state: State::Open,
-                abandoned: false,
+                orphaned: false,
                 ended: VecDeque::new(),
+                unreported: 0,
             }),
             left: Condvar::new(),
             generation: generation(),
@@ -123,7 +124,7 @@ impl Core {
         Ok(core)
     }
 
-    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
         // A panic under the lock is the loop's; its successor goes on with what is there.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,12 +134,82 @@ impl Core {
         self.generation == generation()
     }
 
-    pub(crate) fn check_ours(&self) -> Result<()> {
-        if self.is_ours() { Ok(()) } else { Err(Error::new(ErrorKind::Forked)) }
+    /// Nothing is started any more.
+    pub(crate) fn close(&self) {
+        let mut tables = self.tables();
+        if tables.state == State::Open {
+            tables.state = State::ShuttingDown;
+        }
     }
 
-    pub(crate) fn collects(&self) -> bool {
-        self.collects
+    pub(crate) fn is_open(&self) -> bool {
+        self.tables().state == State::Open
+    }
+
+    /// The loop is gone and nobody takes over: whoever waits is told.
+    pub(crate) fn die(&self) {
+        self.tables().state = State::Dead;
+        for cell in self.children() {
+            cell.loop_died();
+        }
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.tables().state == State::Dead
+    }
+
+    /// Its owner is gone: nothing is started any more, nobody asks for the ended, and what its owner wanted killed is.
+    pub(crate) fn orphan(&self) {
+        let ended = {
+            let mut tables = self.tables();
+            tables.orphaned = true;
+            std::mem::take(&mut tables.ended)
+        };
+        // Cells are dropped outside the lock: what a user gave them may be dropped with them.
+        drop(ended);
+        self.close();
+        for cell in self.children() {
+            cell.owner_gone();
+        }
+        self.wake();
+    }
+
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.tables().orphaned
+    }
+
+    // ── the ended ──
+
+    /// A child is done; its owner will ask for it.
+    pub(crate) fn report(&self, token: Token, cell: &Arc<Cell>) {
+        let mut tables = self.tables();
+        if self.collects && !tables.orphaned {
+            tables.ended.push_back((token, cell.clone()));
+        }
+    }
+
+    pub(crate) fn next_ended(&self) -> Option<(Token, Arc<Cell>)> {
+        if !self.is_ours() {
+            return None;
+        }
+        let mut tables = self.tables();
+        let next = tables.ended.pop_front()?;
+        tables.unreported -= 1;
+        Some(next)
+    }
+
+    /// A child that is done and not asked for yet.
+    pub(crate) fn ended(&self, token: Token) -> Option<Arc<Cell>> {
+        self.tables().ended.iter().find(|(other, _)| *other == token).map(|(_, cell)| cell.clone())
+    }
+
+    /// How many children were started and not asked for yet.
+    pub(crate) fn unreported(&self) -> usize {
+        self.tables().unreported
+    }
+
+    pub(crate) fn check_ours(&self) -> Result<()> {
+        if self.is_ours() { Ok(()) } else { Err(Error::new(ErrorKind::Forked)) }
     }
 
     /// The epoll set itself.
@@ -239,7 +310,7 @@ impl Core {
             State::ShuttingDown => return Err(Error::new(ErrorKind::ShutDown)),
             State::Dead => return Err(Error::new(ErrorKind::ReactorDied)),
         }
-        let generation = tables.generation();
+        let generation = next_generation();
         let slot = tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None, deadline }) as u32;
         let token = Token::new(Kind::Child, generation, slot);
         cell.set_token(token);
@@ -261,7 +332,14 @@ impl Core {
         if let Some(at) = deadline {
             tables.arm(self, at, (token, Clock::Deadline));
         }
+        tables.unreported += 1;
         Ok(token)
+    }
+
+    /// Takes back what [`Core::enter`] did: it came to nothing.
+    pub(crate) fn withdraw(&self, token: Token) {
+        self.tables().unreported -= 1;
+        self.leave(token);
     }
 
     /// Takes a child out of the slabs and out of its contexts' lists.
@@ -374,11 +452,6 @@ impl Core {
 }
 
 impl Tables {
-    fn generation(&mut self) -> u32 {
-        self.next_generation = self.next_generation.wrapping_add(1);
-        Token::new(Kind::Child, self.next_generation, 0).generation
-    }
-
     fn child_slot(&mut self, token: Token) -> Option<&mut ChildSlot> {
         self.children.get_mut(token.slot as usize).filter(|slot| slot.generation == token.generation)
     }
@@ -438,7 +511,7 @@ impl Tables {
     }
 
     fn register_context(&mut self, core: &Core, context: Context, parent: Option<u32>) -> Result<u32> {
-        let generation = self.generation();
+        let generation = next_generation();
         let deadline = context.deadline();
         let entry = self.contexts.vacant_entry();
         let slot = entry.key() as u32;
@@ -510,6 +583,12 @@ impl Links {
 
 fn setup(error: rustix::io::Errno) -> Error {
     Error::os(Stage::Register, io::Error::from(error))
+}
+
+/// One sequence for all reactors, so that a token of one never names a tenant of another.
+fn next_generation() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    Token::new(Kind::Child, NEXT.fetch_add(1, Ordering::Relaxed), 0).generation
 }
 
 /// Why the first of these contexts that has fired did.

@@ -1,0 +1,356 @@
+//! The loop that a caller turns: children by id, one descriptor for an outer loop. Knows no thread; the folder is the only place
+//! that names mio.
+
+pub(crate) mod cell;
+pub(crate) mod core;
+pub(crate) mod start;
+mod stop;
+mod turn;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::cell::Cell;
+use self::core::Core;
+use self::start::{Defaults, Manner, start};
+pub(crate) use self::turn::{Inbox, Loop};
+use crate::command::Command;
+use crate::context::Cause;
+use crate::error::{Error, ErrorKind, Result};
+use crate::exit::{Captured, Exit};
+use crate::signal::Signal;
+use crate::spawn::Busy;
+use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
+use crate::token::Token;
+
+/// How often a busy program file is tried again without sleeping.
+const BUSY_TRIES: u32 = 3;
+/// After its SIGKILLs, `shutdown` gives up when no child has ended for this long.
+const STUCK: Duration = Duration::from_secs(1);
+
+/// An event loop that watches children, turned by its caller: no thread, no callback.
+///
+/// Its descriptor ([`AsFd`]) is an epoll set that becomes readable when [`turn`](Reactor::turn) has something to do (deadlines
+/// included), so that it nests in any other loop, level- or edge-triggered.
+///
+/// ```
+/// use std::time::Duration;
+/// use pidloop::{Command, Reactor};
+///
+/// # fn main() -> pidloop::Result<()> {
+/// let mut jobs = Reactor::new()?;
+/// let id = jobs.spawn(Command::new("sh").args(["-c", "exit 3"]).timeout(Duration::from_secs(10)))?;
+/// let ended = loop {
+///     jobs.turn(None)?;
+///     if let Some(ended) = jobs.next_exit() {
+///         break ended;
+///     }
+/// };
+/// assert_eq!((ended.id(), ended.exit().code()), (id, Some(3)));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Dropping it never blocks: children with [`Command::kill_on_drop`] get SIGKILL, all others go on under the default driver.
+#[derive(Debug)]
+pub struct Reactor {
+    /// `None` only while it is dropped.
+    turning: Option<Loop>,
+    core: Arc<Core>,
+}
+
+/// Names a child of a [`Reactor`]; never used again for another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChildId(Token);
+
+impl fmt::Debug for ChildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChildId({}.{})", self.0.slot, self.0.generation)
+    }
+}
+
+/// A child that is done: dead, and its captured streams complete or cut.
+#[derive(Debug)]
+pub struct Ended {
+    id: ChildId,
+    exit: Exit,
+    captured: Captured,
+}
+
+impl Ended {
+    /// Which child.
+    pub fn id(&self) -> ChildId {
+        self.id
+    }
+
+    /// How it ended.
+    pub fn exit(&self) -> &Exit {
+        &self.exit
+    }
+
+    /// What was captured; empty for streams that were not.
+    pub fn into_output(self) -> Captured {
+        self.captured
+    }
+}
+
+/// A child that outlived a shutdown: in an uninterruptible sleep, or traced.
+#[derive(Clone, Debug)]
+pub struct Survivor {
+    pid: u32,
+    command: Arc<str>,
+}
+
+impl Survivor {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its command as a shell line, secrets hidden.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+}
+
+impl Reactor {
+    /// A reactor without children.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoDescriptors`], [`ErrorKind::NoMemory`]: it needs four descriptors.
+    pub fn new() -> Result<Reactor> {
+        let turning = Loop::new(true)?;
+        Ok(Reactor { core: turning.core().clone(), turning: Some(turning) })
+    }
+
+    /// Starts a child. Returns when its program runs, or says why it does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::spawn`]; a program file that is being written (`ETXTBSY`) is tried three times without sleeping.
+    pub fn spawn(&mut self, command: &Command) -> Result<ChildId> {
+        spawn(&self.core, command)
+    }
+
+    /// Waits at most `timeout` (`None`: for ever) until something happens, and deals with it: exits, contexts, deadlines,
+    /// pipes. Bounded: what is left after a thousand events waits for the next turn, and the descriptor stays readable.
+    ///
+    /// Returns early when a signal handler ran.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Forked`] in a forked copy of the process; [`ErrorKind::Io`] if somebody closed the epoll descriptor.
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Result<()> {
+        match &mut self.turning {
+            Some(turning) => turning.turn(timeout),
+            None => Ok(()),
+        }
+    }
+
+    /// The next child that is done; each is reported once.
+    pub fn next_exit(&mut self) -> Option<Ended> {
+        let (token, cell) = self.core.next_ended()?;
+        let exit = cell.exit()?;
+        Some(Ended { id: ChildId(token), exit, captured: cell.take_captured() })
+    }
+
+    /// How many children are not reported yet.
+    pub fn len(&self) -> usize {
+        self.core.unreported()
+    }
+
+    /// Whether all children are reported.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How long a loop may sleep that does not watch the descriptor: until the next deadline. `None`: there is none.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.core.next_deadline().map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Sends a signal, through the pidfd. After the exit Ok and without effect.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchChild`] if it was reported already; what `pidfd_send_signal(2)` says.
+    pub fn signal(&self, id: ChildId, signal: Signal) -> Result<()> {
+        find(&self.core, id)?.signal(signal)
+    }
+
+    /// SIGKILL; no cause is recorded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::signal`].
+    pub fn kill(&self, id: ChildId) -> Result<()> {
+        self.signal(id, Signal::SIGKILL)
+    }
+
+    /// SIGTERM, and after `grace` SIGKILL, with [`Cause::Terminated`]. Does not wait. A stop that is under way is hurried.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::signal`].
+    pub fn terminate(&self, id: ChildId, grace: Duration) -> Result<()> {
+        find(&self.core, id).map(|cell| cell.terminate(grace))
+    }
+
+    /// The write end of its piped stdin; once.
+    pub fn take_stdin(&mut self, id: ChildId) -> Option<ChildStdin> {
+        find(&self.core, id).ok()?.take_piped(0).map(ChildStdin::from)
+    }
+
+    /// The read end of its piped stdout; once.
+    pub fn take_stdout(&mut self, id: ChildId) -> Option<ChildStdout> {
+        find(&self.core, id).ok()?.take_piped(1).map(ChildStdout::from)
+    }
+
+    /// The read end of its piped stderr; once.
+    pub fn take_stderr(&mut self, id: ChildId) -> Option<ChildStderr> {
+        find(&self.core, id).ok()?.take_piped(2).map(ChildStderr::from)
+    }
+
+    /// Its process id, until it is reported.
+    pub fn pid(&self, id: ChildId) -> Option<u32> {
+        find(&self.core, id).ok().map(|cell| cell.pid())
+    }
+
+    /// For other threads: spawns into this reactor, and signals its children.
+    pub fn remote(&self) -> Remote {
+        Remote { core: self.core.clone() }
+    }
+
+    /// Ends all children: no more spawns; they may end by themselves for `grace`; then each is stopped as its
+    /// [`Cancel`](crate::Cancel) says, with [`Cause::ShutDown`]; after `kill_after` more SIGKILL. Says who is left, when for a second
+    /// nobody has ended. The ended ones are still reported by [`next_exit`](Reactor::next_exit).
+    ///
+    /// # Errors
+    ///
+    /// None: a reactor that cannot be turned reports all its children as survivors.
+    pub fn shutdown(&mut self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
+        let Some(turning) = &mut self.turning else { return Vec::new() };
+        shut_down(&self.core, grace, kill_after, |until| {
+            while self.core.live() > 0 {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() || turning.turn(Some(left)).is_err() {
+                    return false;
+                }
+            }
+            true
+        })
+    }
+}
+
+impl AsFd for Reactor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.epoll()
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        if let Some(turning) = self.turning.take() {
+            crate::driver::leave_to_default(turning);
+        }
+    }
+}
+
+/// A handle to a [`Reactor`] for other threads.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    core: Arc<Core>,
+}
+
+impl Remote {
+    /// As [`Reactor::spawn`]; the reactor reports it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::spawn`]; [`ErrorKind::ShutDown`] if the reactor is gone.
+    pub fn spawn(&self, command: &Command) -> Result<ChildId> {
+        spawn(&self.core, command)
+    }
+
+    /// As [`Reactor::signal`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::signal`].
+    pub fn signal(&self, id: ChildId, signal: Signal) -> Result<()> {
+        find(&self.core, id)?.signal(signal)
+    }
+
+    /// As [`Reactor::kill`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::signal`].
+    pub fn kill(&self, id: ChildId) -> Result<()> {
+        self.signal(id, Signal::SIGKILL)
+    }
+
+    /// As [`Reactor::terminate`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::signal`].
+    pub fn terminate(&self, id: ChildId, grace: Duration) -> Result<()> {
+        find(&self.core, id).map(|cell| cell.terminate(grace))
+    }
+}
+
+fn spawn(core: &Arc<Core>, command: &Command) -> Result<ChildId> {
+    let busy = Busy::Spin { tries: BUSY_TRIES };
+    start(core, command, Manner { defaults: Defaults::Inherit, busy, watched: true }).map(|(_, token)| ChildId(token))
+}
+
+fn find(core: &Core, id: ChildId) -> Result<Arc<Cell>> {
+    core.check_ours()?;
+    core.child(id.0).or_else(|| core.ended(id.0)).ok_or_else(|| Error::new(ErrorKind::NoSuchChild))
+}
+
+/// The steps of a shutdown; `wait` sleeps until no child is left or the time has come, and says whether none is left.
+pub(crate) fn shut_down(
+    core: &Core,
+    grace: Duration,
+    kill_after: Duration,
+    mut wait: impl FnMut(Instant) -> bool,
+) -> Vec<Survivor> {
+    if !core.is_ours() {
+        return Vec::new();
+    }
+    core.close();
+    if wait(in_time(grace)) {
+        return Vec::new();
+    }
+    for cell in core.children() {
+        cell.stop(Cause::ShutDown);
+    }
+    if wait(in_time(kill_after)) {
+        return Vec::new();
+    }
+    for cell in core.children() {
+        cell.kill_stopping(Cause::ShutDown);
+    }
+    let mut left = core.live();
+    while !wait(in_time(STUCK)) {
+        let now_left = core.live();
+        if now_left == left {
+            break;
+        }
+        left = now_left;
+    }
+    let survivor = |cell: &Arc<Cell>| Survivor { pid: cell.pid(), command: cell.label.clone() };
+    core.children().iter().map(survivor).collect()
+}
+
+fn in_time(span: Duration) -> Instant {
+    /// "For ever" to a clock.
+    const AGE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    let now = Instant::now();
+    now.checked_add(span).unwrap_or(now + AGE)
+}

@@ -1,0 +1,225 @@
+//! From a command to a watched child: its streams are made, its slot is taken, it is cloned, it is registered; in this order, so
+//! that whatever fails leaves nothing behind. Knows the engine by one call.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::cell::{Birth, Cell, Extra};
+use super::core::{Core, fired};
+use super::stop::Ladder;
+use crate::command::{Cancel, Command, Leftovers};
+use crate::context::Cause;
+use crate::error::{Error, Result, Stage};
+use crate::pipe::{self, Capture, Feed};
+use crate::process::Scope;
+use crate::spawn::{self, Busy, Plan, Source};
+use crate::stdio::Kind;
+use crate::token::Token;
+
+/// A stdin of at most this many bytes is written before the child starts: every pipe holds one page.
+const FED_AT_ONCE_MAX_BYTES: usize = 4096;
+/// From this many live children on, our ends of pipes leave the low numbers to the ends that children are given.
+const CROWD: usize = 16;
+
+/// Where the streams go that the command leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Defaults {
+    /// `spawn`, `status`, `run`: inherited, as std.
+    Inherit,
+    /// `output`: no stdin, the rest captured, as std.
+    Capture,
+    /// `combined_output`: as `output`, stderr into stdout.
+    Combine,
+}
+
+impl Defaults {
+    fn streams(self, command: &Command) -> [Kind; 3] {
+        let defaults = match self {
+            Defaults::Inherit => [Kind::Inherit, Kind::Inherit, Kind::Inherit],
+            Defaults::Capture => [Kind::Null, Kind::Captured(None), Kind::Captured(None)],
+            Defaults::Combine => [Kind::Null, Kind::Captured(None), Kind::SameAsStdout],
+        };
+        let mut set = command.stdio.each_ref().map(|stdio| stdio.as_ref().map(|s| s.0.clone())).into_iter();
+        defaults.map(|default| set.next().flatten().unwrap_or(default))
+    }
+}
+
+/// How a child is started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    pub(crate) defaults: Defaults,
+    pub(crate) busy: Busy,
+    /// Whether the loop watches it; if not, the caller is its reaper from birth.
+    pub(crate) watched: bool,
+}
+
+/// Starts a child and enters it in the tables of `core`.
+pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
+    core.check_ours()?;
+    command.validate()?;
+    let label = command.label();
+    let attempt = || -> Result<(Arc<Cell>, Token)> {
+        let spawned_at = Instant::now();
+        refuse_if_stopped(command)?;
+        let mut wires = Wires::new(manner.defaults.streams(command), core.live() >= CROWD)?;
+        let birth = Birth {
+            label: label.clone(),
+            spawned_at,
+            scope: if command.group { Scope::Group } else { Scope::Child },
+            kill_on_drop: command.kill_on_drop,
+            extra: extra(command, &mut wires),
+        };
+        let cell = Cell::new(core, birth);
+        let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
+        let token = core.enter(&cell, &command.contexts, deadline)?;
+        let result = bear(&cell, command, &wires, manner);
+        if result.is_err() {
+            core.withdraw(token);
+        }
+        result.map(|()| (cell, token))
+    };
+    attempt().map_err(|error| error.of(&*label))
+}
+
+/// From the clone to the first registration.
+fn bear(cell: &Arc<Cell>, command: &Command, wires: &Wires, manner: Manner) -> Result<()> {
+    // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the slot.
+    refuse_if_stopped(command)?;
+    let plan = Plan {
+        program: command.get_program(),
+        argv: command.argv()?,
+        env: command.envp()?,
+        search_path: command.search_path(),
+        stdio: wires.sources(),
+        extra: command.extra.iter().map(|(number, fd)| (*number, fd.as_fd())).collect(),
+        options: &command.options,
+        publish: &cell.published,
+        retry_busy: manner.busy,
+    };
+    match spawn::spawn(&plan) {
+        Ok(born) => cell.born(born.pid, born.pidfd, manner.watched),
+        Err(error) => Err(cell.unborn().map_or(error, Error::stopped)),
+    }
+}
+
+/// An already cancelled context, or no time at all, starts nothing.
+fn refuse_if_stopped(command: &Command) -> Result<()> {
+    if let Some(cause) = fired(&command.contexts) {
+        return Err(Error::stopped(cause));
+    }
+    if command.timeout == Some(Duration::ZERO) {
+        return Err(Error::stopped(Cause::DeadlineExceeded));
+    }
+    Ok(())
+}
+
+/// What most children do without, if this one needs it.
+fn extra(command: &Command, wires: &mut Wires) -> Option<Box<Extra>> {
+    let plain = matches!(command.cancel, Cancel::Kill)
+        && command.wait_delay.is_none()
+        && command.leftovers == Leftovers::Leave
+        && !wires.any();
+    if plain {
+        return None;
+    }
+    Some(Box::new(Extra {
+        ladder: Ladder::from(&command.cancel),
+        wait_delay: command.wait_delay,
+        leftovers: command.leftovers,
+        piped: std::mem::take(&mut wires.piped),
+        feed: wires.feed.take(),
+        captures: std::mem::take(&mut wires.captures),
+        ..Extra::default()
+    }))
+}
+
+/// The descriptors behind a child's three streams: its ends, and ours.
+struct Wires {
+    theirs: [End; 3],
+    piped: [Option<OwnedFd>; 3],
+    feed: Option<Feed>,
+    captures: [Option<Capture>; 2],
+    crowded: bool,
+}
+
+/// The child's end of a stream.
+enum End {
+    Inherit,
+    Null,
+    Made(OwnedFd),
+    Given(Arc<OwnedFd>),
+    SameAsStdout,
+}
+
+impl Wires {
+    fn new(streams: [Kind; 3], crowded: bool) -> Result<Wires> {
+        let mut wires = Wires {
+            theirs: [End::Inherit, End::Inherit, End::Inherit],
+            piped: [None, None, None],
+            feed: None,
+            captures: [None, None],
+            crowded,
+        };
+        for (which, stream) in streams.into_iter().enumerate() {
+            wires.theirs[which] = wires.connect(which, stream).map_err(|e| Error::os(Stage::Streams, e))?;
+        }
+        Ok(wires)
+    }
+
+    fn connect(&mut self, which: usize, stream: Kind) -> std::io::Result<End> {
+        Ok(match stream {
+            Kind::Inherit => End::Inherit,
+            Kind::Null => End::Null,
+            Kind::SameAsStdout => End::SameAsStdout,
+            Kind::Fd(fd) => End::Given(fd),
+            Kind::Piped => {
+                let (ours, theirs) = self.pipe(which)?;
+                self.piped[which] = Some(ours);
+                End::Made(theirs)
+            }
+            Kind::Captured(limit) => {
+                let (ours, theirs) = self.pipe(which)?;
+                pipe::set_nonblocking(ours.as_fd())?;
+                self.captures[which - 1] = Some(Capture::new(ours, limit));
+                End::Made(theirs)
+            }
+            Kind::Bytes(bytes) => {
+                let (ours, theirs) = self.pipe(which)?;
+                pipe::set_nonblocking(ours.as_fd())?;
+                if bytes.len() <= FED_AT_ONCE_MAX_BYTES {
+                    // The pipe is ours alone and empty: it takes a page whole. The read end is open, so nothing can break.
+                    rustix::io::write(&ours, &bytes)?;
+                } else {
+                    self.feed = Some(Feed::new(ours, bytes));
+                }
+                End::Made(theirs)
+            }
+        })
+    }
+
+    /// (our end, the child's end).
+    fn pipe(&self, which: usize) -> std::io::Result<(OwnedFd, OwnedFd)> {
+        let (read, write) = pipe::pipe()?;
+        let (ours, theirs) = if which == 0 { (write, read) } else { (read, write) };
+        Ok((self.out_of_the_way(ours), if theirs.as_raw_fd() < 3 { spawn::raise(theirs) } else { theirs }))
+    }
+
+    fn out_of_the_way(&self, fd: OwnedFd) -> OwnedFd {
+        if self.crowded || fd.as_raw_fd() < 3 { spawn::raise(fd) } else { fd }
+    }
+
+    fn any(&self) -> bool {
+        self.feed.is_some() || self.piped.iter().any(Option::is_some) || self.captures.iter().any(Option::is_some)
+    }
+
+    fn sources(&self) -> [Source<'_>; 3] {
+        self.theirs.each_ref().map(|end| match end {
+            End::Inherit => Source::Inherit,
+            End::Null => Source::Null,
+            End::Made(fd) => Source::Fd(fd.as_fd()),
+            End::Given(fd) => Source::Fd(fd.as_fd()),
+            End::SameAsStdout => Source::SameAsStdout,
+        })
+    }
+}

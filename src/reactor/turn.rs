@@ -1,0 +1,291 @@
+//! One turn of the loop: wait for the kernel, then exits, contexts, deadlines, pipes, in this order (promise 1). Knows which event is
+//! whose; what becomes of a child is its cell's to say.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mio::{Events, Poll};
+use slab::Slab;
+
+use super::cell::Cell;
+use super::core::Core;
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::timer::Alarm;
+use crate::token::{Kind, Token};
+
+/// How many events one turn takes from the kernel.
+const EVENTS_TURN_MAX: usize = 1024;
+/// How many children of cancelled contexts one turn stops.
+const STOPS_TURN_MAX: usize = 1024;
+/// How many pipes one turn serves; each has a budget of its own.
+const PIPES_TURN_MAX: usize = 64;
+
+/// What is turned: by a driver's thread, or by a caller through a [`Reactor`](super::Reactor).
+#[derive(Debug)]
+pub(crate) struct Loop {
+    poll: Poll,
+    events: Events,
+    core: Arc<Core>,
+    batch: Batch,
+    unread: Unread,
+    /// Contexts whose children are being stopped, and how far that has got.
+    cancelling: VecDeque<(Token, usize)>,
+    /// Loops whose owners are gone, nested in this one.
+    adopted: Slab<Loop>,
+    inbox: Inbox,
+}
+
+/// Where a loop is left to be adopted by another one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inbox(Arc<Mutex<Vec<Loop>>>);
+
+impl Inbox {
+    pub(crate) fn push(&self, orphan: Loop) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(orphan);
+    }
+
+    fn take(&self) -> Vec<Loop> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The events of one turn, by their order of service.
+#[derive(Debug, Default)]
+struct Batch {
+    exits: Vec<Token>,
+    contexts: Vec<Token>,
+    due: Vec<Alarm>,
+    pipes: Vec<(Token, bool)>,
+    nested: Vec<Token>,
+    cells: Vec<Arc<Cell>>,
+}
+
+/// Pipes to be served, each of them once however often it reported: new ones, and those that have more than their budget allowed,
+/// of which the kernel does not tell again.
+#[derive(Debug, Default)]
+struct Unread {
+    order: VecDeque<Token>,
+    hung_up: HashMap<Token, bool>,
+}
+
+impl Unread {
+    fn push(&mut self, token: Token, hung_up: bool) {
+        match self.hung_up.entry(token) {
+            Entry::Occupied(mut known) => *known.get_mut() |= hung_up,
+            Entry::Vacant(new) => {
+                new.insert(hung_up);
+                self.order.push_back(token);
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<(Token, bool)> {
+        let token = self.order.pop_front()?;
+        self.hung_up.remove(&token).map(|hung_up| (token, hung_up))
+    }
+
+    fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+impl Loop {
+    /// `epoll_create1(2)` and the two descriptors of its own; `collects` keeps ended children for `next_exit`.
+    pub(crate) fn new(collects: bool) -> Result<Loop> {
+        let poll = Poll::new().map_err(|e| Error::os(Stage::Register, e))?;
+        let registry = poll.registry().try_clone().map_err(|e| Error::os(Stage::Register, e))?;
+        Ok(Loop {
+            poll,
+            events: Events::with_capacity(EVENTS_TURN_MAX),
+            core: Arc::new(Core::new(registry, collects)?),
+            batch: Batch::default(),
+            unread: Unread::default(),
+            cancelling: VecDeque::new(),
+            adopted: Slab::new(),
+            inbox: Inbox::default(),
+        })
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(crate) fn inbox(&self) -> Inbox {
+        self.inbox.clone()
+    }
+
+    /// Whether nothing is left that this loop is needed for.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.core.live() == 0 && self.adopted.is_empty()
+    }
+
+    /// Waits at most `timeout` for something to happen, and deals with it.
+    pub(crate) fn turn(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.core.check_ours()?;
+        let timeout = if self.has_leftovers() { Some(Duration::ZERO) } else { timeout };
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            // A signal: the caller may want to look.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(Error::new(ErrorKind::Io).saying("epoll_wait").because(error)),
+        }
+        let full = self.sort_events() == EVENTS_TURN_MAX;
+        self.adopt();
+        self.serve_exits();
+        self.serve_contexts();
+        self.serve_deadlines();
+        self.serve_pipes();
+        self.serve_nested();
+        if full || self.has_leftovers() {
+            // An outer loop does not hear again of what was left.
+            self.core.wake();
+        }
+        Ok(())
+    }
+
+    fn has_leftovers(&self) -> bool {
+        !self.unread.is_empty() || !self.cancelling.is_empty()
+    }
+
+    fn sort_events(&mut self) -> usize {
+        let batch = &mut self.batch;
+        let mut count = 0;
+        for event in &self.events {
+            count += 1;
+            let token = Token::unpack(event.token().0 as u64);
+            match token.kind {
+                Kind::Child => batch.exits.push(token),
+                Kind::Stdin => batch.pipes.push((token, event.is_write_closed())),
+                Kind::Stdout | Kind::Stderr => batch.pipes.push((token, event.is_read_closed())),
+                Kind::Context | Kind::Source => batch.contexts.push(token.of_kind(Kind::Context)),
+                Kind::Nested => batch.nested.push(token),
+                Kind::Wake => {}
+            }
+        }
+        count
+    }
+
+    fn serve_exits(&mut self) {
+        for token in self.batch.exits.drain(..) {
+            // A stale token is expected: a waiter reaped it meanwhile.
+            if let Some(cell) = self.core.child(token) {
+                cell.on_readable();
+            }
+        }
+    }
+
+    fn serve_contexts(&mut self) {
+        for token in self.batch.contexts.drain(..) {
+            let Some(context) = self.core.context(token) else { continue };
+            context.fd_fired();
+            let known = self.cancelling.iter().any(|(other, _)| *other == token);
+            if context.look().is_some() && !known {
+                self.cancelling.push_back((token, 0));
+            }
+        }
+        self.stop_members();
+    }
+
+    /// Kills them all first, a slice a turn, and reaps in the ordinary course; never kill one, wait for one.
+    fn stop_members(&mut self) {
+        let mut left = STOPS_TURN_MAX;
+        while let Some((token, cursor)) = self.cancelling.pop_front() {
+            let next = self.core.members(token, cursor, left, &mut self.batch.cells);
+            left -= self.batch.cells.len();
+            if let Some(cause) = self.core.context(token).and_then(|context| context.look()) {
+                for cell in self.batch.cells.drain(..) {
+                    cell.stop(cause.clone());
+                }
+            }
+            self.batch.cells.clear();
+            if let Some(cursor) = next {
+                self.cancelling.push_front((token, cursor));
+                return;
+            }
+        }
+    }
+
+    fn serve_deadlines(&mut self) {
+        self.core.take_due(&mut self.batch.due);
+        for (token, clock) in self.batch.due.drain(..) {
+            if token.kind == Kind::Context {
+                // The look finds the deadline passed, cancels, and that is an event of its own.
+                let _ = self.core.context(token).map(|context| context.look());
+            } else if let Some(cell) = self.core.child(token) {
+                cell.on_alarm(clock);
+            }
+        }
+    }
+
+    fn serve_pipes(&mut self) {
+        for (token, hung_up) in self.batch.pipes.drain(..) {
+            self.unread.push(token, hung_up);
+        }
+        for _ in 0..self.unread.len().min(PIPES_TURN_MAX) {
+            let Some((token, hung_up)) = self.unread.pop() else { return };
+            let Some(cell) = self.core.child(token.of_kind(Kind::Child)) else { continue };
+            if cell.on_pipe(token.kind, hung_up) {
+                self.unread.push(token, hung_up);
+            }
+        }
+    }
+
+    // ── loops within this one ──
+
+    /// Takes in the loops whose owners are gone.
+    fn adopt(&mut self) {
+        for mut orphan in self.inbox.take() {
+            let slot = self.adopted.vacant_key();
+            let token = Token::new(Kind::Nested, 0, slot as u32);
+            match self.core.register_readable(orphan.core.epoll(), token) {
+                Ok(()) => {
+                    self.adopted.insert(orphan);
+                    // What happened before it was nested has raised its edge already.
+                    self.batch.nested.push(token);
+                }
+                // No memory for one more epoll entry: it keeps its children, in a thread of its own.
+                Err(_) => crate::driver::run_detached(move || while !orphan.is_idle() && orphan.turn(None).is_ok() {}),
+            }
+        }
+    }
+
+    fn serve_nested(&mut self) {
+        for token in std::mem::take(&mut self.batch.nested) {
+            let slot = token.slot as usize;
+            let Some(inner) = self.adopted.get_mut(slot) else { continue };
+            if let Err(error) = inner.turn(Some(Duration::ZERO)) {
+                log::error!("pidloop: a reactor that was taken over failed: {error}");
+                inner.core.die();
+            }
+            if inner.is_idle() || inner.core.is_dead() {
+                let inner = self.adopted.remove(slot);
+                self.core.deregister(inner.core.epoll());
+            }
+        }
+    }
+
+    /// After a panic: forgets the turn that was under way, and has every edge it may have swallowed raised again.
+    pub(crate) fn recover(&mut self) {
+        self.batch = Batch::default();
+        self.unread = Unread::default();
+        self.cancelling.clear();
+        self.core.register_all_again();
+        for (_, inner) in &mut self.adopted {
+            inner.recover();
+        }
+    }
+}
+
+impl AsFd for Loop {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.core.epoll()
+    }
+}
