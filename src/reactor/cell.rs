@@ -182,6 +182,15 @@ impl Cell {
         self.lock().pid
     }
 
+    /// For `Debug`: never waits for the lock, which may have been held when the process was forked.
+    pub(crate) fn pid_unlocked(&self) -> Option<u32> {
+        self.life.try_lock().ok().map(|life| life.pid)
+    }
+
+    pub(crate) fn check_ours(&self) -> Result<()> {
+        self.core.check_ours()
+    }
+
     /// An error about this child.
     pub(crate) fn error(&self, kind: ErrorKind) -> Error {
         Error::new(kind).of(&*self.label)

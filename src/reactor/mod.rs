@@ -56,8 +56,8 @@ const STUCK: Duration = Duration::from_secs(1);
 /// Dropping it never blocks: children with [`Command::kill_on_drop`] get SIGKILL, all others go on under the default driver.
 #[derive(Debug)]
 pub struct Reactor {
-    /// `None` only while it is dropped.
-    turning: Option<Loop>,
+    /// `None` only while it is dropped: who goes on with it is the driver's business.
+    pub(crate) turning: Option<Loop>,
     core: Arc<Core>,
 }
 
@@ -248,14 +248,6 @@ impl Reactor {
 impl AsFd for Reactor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.core.epoll()
-    }
-}
-
-impl Drop for Reactor {
-    fn drop(&mut self) {
-        if let Some(turning) = self.turning.take() {
-            crate::driver::leave_to_default(turning);
-        }
     }
 }
 

@@ -242,7 +242,7 @@ impl Loop {
 
     /// Takes in the loops whose owners are gone.
     fn adopt(&mut self) {
-        for mut orphan in self.inbox.take() {
+        for orphan in self.inbox.take() {
             let slot = self.adopted.vacant_key();
             let token = Token::new(Kind::Nested, 0, slot as u32);
             match self.core.register_readable(orphan.core.epoll(), token) {
@@ -252,7 +252,7 @@ impl Loop {
                     self.batch.nested.push(token);
                 }
                 // No memory for one more epoll entry: it keeps its children, in a thread of its own.
-                Err(_) => crate::driver::run_detached(move || while !orphan.is_idle() && orphan.turn(None).is_ok() {}),
+                Err(_) => crate::helpers::run(Box::new(move || orphan.turn_to_the_end())),
             }
         }
     }
@@ -263,12 +263,30 @@ impl Loop {
             let Some(inner) = self.adopted.get_mut(slot) else { continue };
             if let Err(error) = inner.turn(Some(Duration::ZERO)) {
                 log::error!("pidloop: a reactor that was taken over failed: {error}");
-                inner.core.die();
+                inner.die();
             }
             if inner.is_idle() || inner.core.is_dead() {
                 let inner = self.adopted.remove(slot);
                 self.core.deregister(inner.core.epoll());
             }
+        }
+    }
+
+    /// On a thread of its own, for want of a loop that takes it in.
+    pub(crate) fn turn_to_the_end(mut self) {
+        while !self.is_idle() {
+            if let Err(error) = self.turn(None) {
+                log::error!("pidloop: a reactor that was taken over failed: {error}");
+                return self.die();
+            }
+        }
+    }
+
+    /// Nobody will turn it any more: whoever waits is told.
+    pub(crate) fn die(&mut self) {
+        self.core.die();
+        for mut inner in self.inbox.take().into_iter().chain(std::mem::take(&mut self.adopted).into_iter().map(|(_, inner)| inner)) {
+            inner.die();
         }
     }
 

@@ -1,0 +1,260 @@
+//! A running child in its holder's hands, and the verbs of a command that start one. Knows its cell, and how each verb judges.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::command::Command;
+use crate::driver::{Driver, default_core};
+use crate::error::{Error, Result};
+use crate::exit::{Captured, Exit, Output, Verdict};
+use crate::reactor::cell::Cell;
+use crate::reactor::core::Core;
+use crate::reactor::start::{Defaults, Manner, start};
+use crate::signal::Signal;
+use crate::spawn::Busy;
+use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
+
+/// How long a busy program file (`ETXTBSY`) is tried again.
+const BUSY: Busy = Busy::Sleep { at_most: Duration::from_millis(50) };
+
+/// A child that was started; Go's `Cmd` after `Start`, std's `Child`.
+///
+/// Everything takes `&self`: any number of threads may wait, signal and take at once.
+///
+/// Dropping it never blocks and leaves no zombie: the child runs on, unless [`Command::kill_on_drop`] says otherwise.
+pub struct Child {
+    cell: Arc<Cell>,
+}
+
+impl Command {
+    /// Starts it on the default driver. Returns when the program runs, or says why it does not; Go's `Start`.
+    ///
+    /// Streams are inherited unless set, as in std. A program file that is being written (`ETXTBSY`) is tried again for 50 ms.
+    ///
+    /// # Errors
+    ///
+    /// The failed step ([`Error::stage`]) and its errno. [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) or
+    /// [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) if a context was cancelled before the program ran: then
+    /// nothing is left of it.
+    pub fn spawn(&self) -> Result<Child> {
+        spawn(default_core()?, self)
+    }
+
+    /// Runs it to its end, as std's `status`: `Ok` for every exit status.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::spawn`]; and if the child was stopped, or its status was taken by somebody else.
+    pub fn status(&self) -> Result<ExitStatus> {
+        let (exit, _) = self.finish(Defaults::Inherit)?;
+        exit.judge(Verdict { non_success: false, cut: true })?;
+        exit.status().ok_or_else(|| Error::new(crate::error::ErrorKind::StatusLost))
+    }
+
+    /// Runs it to its end; Go's `Run`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::status`], and if the child did not exit with status 0. If its stderr was captured the error shows the end of it.
+    pub fn run(&self) -> Result<Exit> {
+        let (exit, captured) = self.finish(Defaults::Inherit)?;
+        match exit.check() {
+            Ok(()) => Ok(exit),
+            Err(error) => Err(error.with_captured(captured)),
+        }
+    }
+
+    /// Runs it to its end and gives what it wrote, as std's `output`: stdin is null, both other streams are captured, unless set;
+    /// `Ok` for every exit status.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::status`], and if somebody still held a stream when reading was ended. [`Error::output`] has what there is.
+    pub fn output(&self) -> Result<Output> {
+        self.finish_with_output(Defaults::Capture)
+    }
+
+    /// As [`Command::output`], with both streams through one pipe, so that their order is kept: all of it is in
+    /// [`Output::stdout`]; Go's `CombinedOutput`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::output`].
+    pub fn combined_output(&self) -> Result<Output> {
+        self.finish_with_output(Defaults::Combine)
+    }
+
+    fn finish_with_output(&self, defaults: Defaults) -> Result<Output> {
+        let (exit, captured) = self.finish(defaults)?;
+        match exit.judge(Verdict { non_success: false, cut: true }) {
+            Ok(()) => Output::new(exit, captured),
+            Err(error) => Err(error.with_captured(captured)),
+        }
+    }
+
+    fn finish(&self, defaults: Defaults) -> Result<(Exit, Captured)> {
+        let core = default_core()?;
+        if defaults == Defaults::Inherit && self.is_plain() {
+            // Nothing else can happen that anybody has to watch for: the caller waits and reaps itself.
+            let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched: false })?;
+            return wait_directly(&cell).map(|exit| (exit, Captured::default()));
+        }
+        let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched: true })?;
+        finish(&cell)
+    }
+}
+
+/// The caller is the reaper from birth; should somebody shut the driver down meanwhile, the loop may take over.
+fn wait_directly(cell: &Arc<Cell>) -> Result<Exit> {
+    match cell.wait_as_owner(None)? {
+        Some(exit) => Ok(exit),
+        None => sure(cell.wait(None)?),
+    }
+}
+
+/// Waits until it is dead and its streams are done.
+fn finish(cell: &Arc<Cell>) -> Result<(Exit, Captured)> {
+    cell.capture_piped()?;
+    let exit = sure(cell.wait_done(None)?)?;
+    Ok((exit, cell.take_captured()))
+}
+
+/// A wait without an end has an exit.
+fn sure(exit: Option<Exit>) -> Result<Exit> {
+    exit.ok_or_else(|| Error::new(crate::error::ErrorKind::StatusLost))
+}
+
+fn spawn(core: &Arc<Core>, command: &Command) -> Result<Child> {
+    let manner = Manner { defaults: Defaults::Inherit, busy: BUSY, watched: true };
+    start(core, command, manner).map(|(cell, _)| Child { cell })
+}
+
+impl Driver {
+    /// As [`Command::spawn`], on this driver.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::spawn`]; [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown) after [`Driver::shutdown`];
+    /// [`ErrorKind::ReactorDied`](crate::ErrorKind::ReactorDied) if its thread panicked twice;
+    /// [`ErrorKind::Forked`](crate::ErrorKind::Forked) in a forked copy of the process.
+    pub fn spawn(&self, command: &Command) -> Result<Child> {
+        spawn(self.core(), command)
+    }
+}
+
+impl Child {
+    /// Its process id, for display: once it has been waited for the number may be somebody else's.
+    pub fn id(&self) -> u32 {
+        self.cell.pid()
+    }
+
+    /// Waits for its death; not for what may still come out of its pipes. An untaken piped stdin is closed first, as in std.
+    /// `Ok` whatever the child did, also if it was stopped; the same answer every time.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ReactorDied`](crate::ErrorKind::ReactorDied), [`ErrorKind::Forked`](crate::ErrorKind::Forked).
+    pub fn wait(&self) -> Result<Exit> {
+        sure(self.cell.wait(None)?)
+    }
+
+    /// Whether it is dead, and how it ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::wait`].
+    pub fn try_wait(&self) -> Result<Option<Exit>> {
+        self.cell.try_wait()
+    }
+
+    /// As [`Child::wait`], for at most `limit`; `None` if it is alive then. Nothing is sent to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::wait`].
+    pub fn wait_timeout(&self, limit: Duration) -> Result<Option<Exit>> {
+        self.cell.wait(Instant::now().checked_add(limit))
+    }
+
+    /// Waits until it is dead and its captured or piped streams are complete or cut, and gives what it wrote. As
+    /// [`Child::wait`] it reports and does not judge: see [`Output::exit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::wait`]; [`ErrorKind::StatusLost`](crate::ErrorKind::StatusLost), with what was captured.
+    pub fn wait_with_output(self) -> Result<Output> {
+        let (exit, captured) = finish(&self.cell)?;
+        Output::new(exit, captured)
+    }
+
+    /// Sends a signal, through the pidfd; to its group if it was started with [`Command::group`]. `Ok` and without effect when it is
+    /// dead. No cause is recorded: this is not a stop.
+    ///
+    /// # Errors
+    ///
+    /// What `pidfd_send_signal(2)` says; [`ErrorKind::Forked`](crate::ErrorKind::Forked).
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.cell.signal(signal)
+    }
+
+    /// SIGKILL, as std's `kill`. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::signal`].
+    pub fn kill(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL)
+    }
+
+    /// SIGTERM, and after `grace` SIGKILL; waits for the death. The cause is [`Cause::Terminated`](crate::Cause::Terminated), if it was not
+    /// being stopped before; then its SIGKILL comes after `grace` at the latest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::wait`].
+    pub fn terminate(&self, grace: Duration) -> Result<Exit> {
+        self.cell.check_ours()?;
+        self.cell.terminate(grace);
+        self.wait()
+    }
+
+    /// The write end of its piped stdin; once.
+    pub fn take_stdin(&self) -> Option<ChildStdin> {
+        self.cell.take_piped(0).map(ChildStdin::from)
+    }
+
+    /// The read end of its piped stdout; once.
+    pub fn take_stdout(&self) -> Option<ChildStdout> {
+        self.cell.take_piped(1).map(ChildStdout::from)
+    }
+
+    /// The read end of its piped stderr; once.
+    pub fn take_stderr(&self) -> Option<ChildStderr> {
+        self.cell.take_piped(2).map(ChildStderr::from)
+    }
+
+    /// A duplicate of its pidfd, for other loops to poll. To reap it through that takes the status from us.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchChild`](crate::ErrorKind::NoSuchChild) when it has been reaped;
+    /// [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors).
+    pub fn pidfd(&self) -> Result<OwnedFd> {
+        self.cell.pidfd()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.cell.abandon();
+    }
+}
+
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Child").field("id", &self.cell.pid_unlocked()).field("command", &self.cell.label).finish()
+    }
+}

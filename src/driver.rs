@@ -1,0 +1,387 @@
+//! The thread that turns a reactor, and the default one that starts on first use. Knows a loop by `turn` and its tables; knows no
+//! child's life.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::task::{Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::context::{Context, ListenKey, Listener};
+use crate::error::{Error, Result, Stage};
+use crate::reactor::core::Core;
+use crate::reactor::{Inbox, Loop, Reactor, Survivor, shut_down};
+use crate::sys::process::with_signals_blocked;
+use crate::token::Token;
+
+/// A reactor thread of its own, for programs that want their children apart.
+///
+/// `Command::spawn` needs none: it uses the default driver, whose thread starts on first use and lives as long as the process.
+///
+/// Dropping it never blocks: children with [`Command::kill_on_drop`](crate::Command::kill_on_drop) get SIGKILL, all others go on
+/// under the default driver.
+pub struct Driver {
+    seat: Seat,
+}
+
+/// Where a loop can be reached that some thread turns.
+struct Seat {
+    core: Arc<Core>,
+    inbox: Inbox,
+}
+
+impl Driver {
+    /// Starts a reactor thread, with all signals blocked but those that a fault of its own raises.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors), [`NoMemory`](crate::ErrorKind::NoMemory),
+    /// [`NoProcessSlots`](crate::ErrorKind::NoProcessSlots).
+    pub fn new() -> Result<Driver> {
+        let (seat, turning) = Seat::new()?;
+        let driver = Driver { seat };
+        start_thread(turning)?;
+        Ok(driver)
+    }
+
+    /// Ends all its children: no more spawns; they may end by themselves for `grace`; then each is stopped as its
+    /// [`Cancel`](crate::Cancel) says, with [`Cause::ShutDown`](crate::Cause::ShutDown); after `kill_after` more SIGKILL. Says who is left, when
+    /// for a second nobody has ended. Blocks as long as that takes.
+    ///
+    /// Later spawns fail with [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown).
+    pub fn shutdown(&self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
+        self.seat.shutdown(grace, kill_after)
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.seat.core
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // A forked copy: the thread and its children are the parent's.
+        if self.seat.core.is_ours() {
+            self.seat.core.orphan();
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Reactor {
+    /// What it still has goes on under the default driver.
+    fn drop(&mut self) {
+        if let Some(turning) = self.turning.take() {
+            leave_to_default(turning);
+        }
+    }
+}
+
+/// As [`Driver::shutdown`], for the default driver. Ok to call when nothing was ever spawned.
+pub fn shutdown(grace: Duration, kill_after: Duration) -> Vec<Survivor> {
+    match Seat::default() {
+        Ok(seat) => seat.shutdown(grace, kill_after),
+        // What cannot even start has no children.
+        Err(_) => Vec::new(),
+    }
+}
+
+/// The tables of the default driver.
+pub(crate) fn default_core() -> Result<&'static Arc<Core>> {
+    Seat::default().map(|seat| &seat.core)
+}
+
+/// The current default driver. Replaced when its thread has died or the process was forked; the old one is leaked, since somebody
+/// may just be looking at it. A pointer and no lock: a lock could have been held when the process was forked.
+static DEFAULT: AtomicPtr<Seat> = AtomicPtr::new(ptr::null_mut());
+
+impl Seat {
+    fn new() -> Result<(Seat, Loop)> {
+        let turning = Loop::new(false)?;
+        Ok((Seat { core: turning.core().clone(), inbox: turning.inbox() }, turning))
+    }
+
+    fn default() -> Result<&'static Seat> {
+        let current = DEFAULT.load(Ordering::Acquire);
+        match crate::sys::leaked(current) {
+            Some(seat) if seat.core.is_ours() && !seat.core.is_dead() => Ok(seat),
+            _ => Seat::replace_default(current),
+        }
+    }
+
+    fn replace_default(current: *mut Seat) -> Result<&'static Seat> {
+        let (seat, turning) = Seat::new()?;
+        let new = Box::into_raw(Box::new(seat));
+        match DEFAULT.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                let core = turning.core().clone();
+                // Whoever found the seat meanwhile is told that nobody will turn it.
+                start_thread(turning).inspect_err(|_| core.die())?;
+                Seat::default()
+            }
+            Err(_) => {
+                // Another thread was first. Nobody has seen ours: `turning` is dropped, the seat (two counts) is leaked.
+                Seat::default()
+            }
+        }
+    }
+
+    fn shutdown(&self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
+        let core = &self.core;
+        shut_down(core, grace, kill_after, |until| core.wait_until_empty(Some(until)))
+    }
+}
+
+fn start_thread(turning: Loop) -> Result<()> {
+    let main = move || run(turning);
+    with_signals_blocked(|| thread::Builder::new().name("pidloop".into()).spawn(main))
+        .map(drop)
+        .map_err(|e| Error::os(Stage::Clone, e).saying("the reactor thread"))
+}
+
+/// Turns a loop for as long as its owner is there.
+fn run(mut turning: Loop) {
+    let mut replaced = false;
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| turn_until_orphaned(&mut turning))) {
+            Ok(Ok(())) => return leave_to_default(turning),
+            Ok(Err(error)) => {
+                log::error!("pidloop: the reactor thread ends: {error}");
+                return turning.die();
+            }
+            Err(_) if replaced => {
+                log::error!("pidloop: the reactor thread panicked again and ends");
+                return turning.die();
+            }
+            Err(_) => {
+                log::error!("pidloop: the reactor thread panicked and starts again");
+                replaced = true;
+                turning.recover();
+            }
+        }
+    }
+}
+
+fn turn_until_orphaned(turning: &mut Loop) -> Result<()> {
+    while !turning.core().is_orphaned() {
+        turning.turn(None)?;
+        #[cfg(test)]
+        tests::panic_if_asked(turning);
+    }
+    Ok(())
+}
+
+/// The owner of a loop is gone: its epoll set is nested in the default driver's, which goes on with its children.
+fn leave_to_default(turning: Loop) {
+    if !turning.core().is_ours() {
+        // A forked copy: the parent's loop still turns. Closing our copies of its descriptors silences nothing there.
+        return;
+    }
+    turning.core().orphan();
+    if turning.is_idle() {
+        return;
+    }
+    match Seat::default() {
+        Ok(seat) => {
+            seat.inbox.push(turning);
+            seat.core.wake();
+        }
+        Err(error) => {
+            log::warn!("pidloop: the default driver cannot take over ({error}): a helper thread does");
+            crate::helpers::run(Box::new(move || turning.turn_to_the_end()));
+        }
+    }
+}
+
+// ── contexts, for those who only wait for them ──
+
+/// Keeps a context registered in the default driver, so that its deadline and its descriptors are noticed although no child is
+/// attached.
+#[derive(Debug)]
+struct Watch {
+    core: &'static Arc<Core>,
+    token: Token,
+}
+
+impl Watch {
+    fn new(context: &Context) -> Option<Watch> {
+        let watch = || -> Result<Watch> {
+            let core = default_core()?;
+            Ok(Watch { core, token: core.watch(context)? })
+        };
+        // Without it an explicit cancel is still noticed.
+        watch().inspect_err(|error| log::warn!("pidloop: a context is not watched: {error}")).ok()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.core.is_ours() {
+            self.core.unwatch(self.token);
+        }
+    }
+}
+
+impl Context {
+    /// Waits until it is cancelled or its deadline passes; Go's `<-ctx.Done()`. Needs no particular runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub fn cancelled(&self) -> Cancelled {
+        Cancelled { context: self.clone(), listening: None, watch: None }
+    }
+
+    /// Calls `f` on a helper thread when it is cancelled or its deadline passes, at once if it is already; Go's
+    /// `context.AfterFunc`. Dropping what it returns does not stop it.
+    ///
+    /// Helper threads are bounded: a closure that blocks for ever takes one of them away.
+    pub fn after_cancel(&self, f: impl FnOnce() + Send + 'static) -> AfterCancel {
+        let watch = Watch::new(self);
+        let call = Listener::Call(Box::new(move || {
+            drop(watch);
+            f();
+        }));
+        let key = match self.listen(call) {
+            Ok(key) => Some(key),
+            Err(Listener::Call(call)) => {
+                crate::helpers::run(call);
+                None
+            }
+            Err(Listener::Wake(_)) => None,
+        };
+        AfterCancel { context: self.clone(), key }
+    }
+}
+
+/// What [`Context::cancelled`] returns.
+#[derive(Debug)]
+#[must_use = "a future does nothing unless it is polled"]
+pub struct Cancelled {
+    context: Context,
+    listening: Option<(ListenKey, Waker)>,
+    watch: Option<Watch>,
+}
+
+impl Future for Cancelled {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        if self.context.look().is_some() {
+            self.stop_listening();
+            return Poll::Ready(());
+        }
+        if self.listening.as_ref().is_some_and(|(_, waker)| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.stop_listening();
+        let waker = cx.waker().clone();
+        match self.context.listen(Listener::Wake(waker.clone())) {
+            Ok(key) => self.listening = Some((key, waker)),
+            Err(_) => return Poll::Ready(()),
+        }
+        if self.watch.is_none() {
+            self.watch = Watch::new(&self.context);
+        }
+        Poll::Pending
+    }
+}
+
+impl Cancelled {
+    fn stop_listening(&mut self) {
+        if let Some((key, _)) = self.listening.take() {
+            self.context.unlisten(key);
+        }
+    }
+}
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        self.stop_listening();
+    }
+}
+
+/// What [`Context::after_cancel`] returns: the way to call it off.
+#[derive(Debug)]
+pub struct AfterCancel {
+    context: Context,
+    key: Option<ListenKey>,
+}
+
+impl AfterCancel {
+    /// Calls it off; false if the closure has been started, or was called off before. Does not wait for it.
+    pub fn stop(&mut self) -> bool {
+        self.key.take().is_some_and(|key| self.context.unlisten(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::command::Command;
+    use crate::error::ErrorKind;
+    use crate::signal::Signal;
+
+    /// How many panics the loop with this address is still to have.
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    static VICTIM: AtomicPtr<Core> = AtomicPtr::new(ptr::null_mut());
+
+    pub(super) fn panic_if_asked(turning: &Loop) {
+        let victim = VICTIM.load(Ordering::SeqCst).cast_const();
+        if ptr::eq(victim, Arc::as_ptr(turning.core()))
+            && PANICS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+        {
+            panic!("as asked");
+        }
+    }
+
+    fn panic_in(driver: &Driver, times: usize) {
+        VICTIM.store(Arc::as_ptr(driver.core()).cast_mut(), Ordering::SeqCst);
+        PANICS.store(times, Ordering::SeqCst);
+        driver.core().wake();
+    }
+
+    /// One test: the victim is one variable.
+    #[test]
+    fn a_loop_that_panics_goes_on_once_and_then_says_that_it_died() {
+        let driver = Driver::new().unwrap();
+        let ctx = Context::new();
+        let child = driver.spawn(Command::new("sleep").arg("60").context(&ctx).stdout(crate::Stdio::captured())).unwrap();
+        panic_in(&driver, 1);
+        while PANICS.load(Ordering::SeqCst) > 0 {
+            thread::yield_now();
+        }
+        ctx.cancel();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.exit().signal(), Some(Signal::SIGKILL));
+
+        let child = driver.spawn(Command::new("sleep").arg("60").stdout(crate::Stdio::captured())).unwrap();
+        let pid = child.id();
+        panic_in(&driver, 1);
+        let error = child.wait_with_output().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReactorDied);
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(driver.spawn(&Command::new("true")).unwrap_err().kind(), ErrorKind::ReactorDied);
+        Command::new("true").run().unwrap();
+    }
+
+    #[test]
+    fn a_deadline_is_a_long_way_off() {
+        // `Instant + Duration::MAX` overflows; nothing here may add without checking.
+        assert!(Instant::now().checked_add(Duration::MAX).is_none());
+        Command::new("true").timeout(Duration::MAX).wait_delay(Duration::MAX).run().unwrap();
+    }
+}
