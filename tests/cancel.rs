@@ -1,0 +1,454 @@
+//! Group A of the scenarios: what a cancel, a deadline and a delay do to a child, each by its number. Knows the public API alone.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready};
+use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Signal, Step, Stdio};
+
+const MOMENT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a04_a_cancel_from_another_thread_ends_a_wait() {
+    let ctx = Context::new();
+    let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).context(&ctx).spawn().unwrap();
+    let mut stdin = child.take_stdin().unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    stdin.write_all(b"line\n").unwrap();
+    stdout.read_exact(&mut [0; 5]).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| ctx.cancel());
+        assert_eq!(child.wait().unwrap().check().unwrap_err().kind(), ErrorKind::Cancelled);
+    });
+}
+
+#[test]
+fn a05_a_cancelled_context_starts_nothing_and_keeps_nothing_open() {
+    in_own_process("a05_a_cancelled_context_starts_nothing_and_keeps_nothing_open", || {
+        Command::new("true").status().unwrap();
+        let ctx = Context::new();
+        ctx.cancel();
+        let before = open_descriptors();
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::captured()).context(&ctx);
+        let error = command.spawn().unwrap_err();
+        assert_eq!((error.kind(), error.cause()), (ErrorKind::Cancelled, Some(&Cause::Cancelled)));
+        assert!(error.exit().is_none());
+        assert_eq!(open_descriptors(), before);
+        assert_eq!(children_of_ours(), []);
+    });
+}
+
+#[test]
+fn a06_a_deadline_in_the_past_starts_nothing() {
+    let ctx = Context::new().with_deadline(Instant::now() - MOMENT);
+    let error = Command::new("true").context(&ctx).spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    let error = Command::new("true").timeout(Duration::ZERO).status().unwrap_err();
+    assert_eq!((error.kind(), error.cause()), (ErrorKind::DeadlineExceeded, Some(&Cause::DeadlineExceeded)));
+    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn a07_a_timeout_kills_and_is_never_early() {
+    let limit = Duration::from_millis(100);
+    let set_at = Instant::now();
+    let ctx = Context::new().with_timeout(limit);
+    let mut by_context = Command::new("sleep");
+    by_context.arg("5").context(&ctx);
+    let mut by_command = Command::new("sleep");
+    by_command.arg("5").timeout(limit);
+    for command in [by_context, by_command] {
+        let error = command.run().unwrap_err();
+        let exit = error.exit().unwrap();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        assert_eq!(exit.to_string(), "signal: killed");
+        assert!(exit.elapsed() < Duration::from_secs(4));
+        assert!(set_at.elapsed() >= limit);
+    }
+    assert_eq!(ctx.cause(), Some(Cause::DeadlineExceeded));
+}
+
+#[test]
+fn a08_a_cancel_after_the_wait_changes_nothing() {
+    let ctx = Context::new();
+    let child = Command::new("true").context(&ctx).spawn().unwrap();
+    let exit = child.wait().unwrap();
+    ctx.cancel();
+    let again = child.wait().unwrap();
+    assert!(exit.success() && again.success() && again.cause().is_none());
+}
+
+#[test]
+fn a09_a_child_without_a_context_takes_no_eventfd() {
+    in_own_process("a09_a_child_without_a_context_takes_no_eventfd", || {
+        let eventfds = || open_descriptors().iter().filter(|(_, what)| what.contains("eventfd")).count();
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        let before = eventfds();
+        let (child, _stdout) = spawn_ready(&mut sh("echo ready; exec sleep 60"));
+        assert_eq!(eventfds(), before);
+        let ctx = Context::new();
+        let (other, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").context(&ctx));
+        assert_eq!(eventfds(), before + 1);
+        child.kill().unwrap();
+        ctx.cancel();
+        child.wait().unwrap();
+        other.wait().unwrap();
+    });
+}
+
+#[test]
+fn a10_the_default_cancel_kills_the_child_alone() {
+    let ctx = Context::new();
+    let script = "sleep 60 >/dev/null 2>&1 & echo $!; echo ready; wait";
+    let mut command = sh(script);
+    let child = command.stdout(Stdio::piped()).context(&ctx).spawn().unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    let grandchild: u32 = read_line(&mut stdout).parse().unwrap();
+    ctx.cancel();
+    child.wait().unwrap();
+    assert!(exists(grandchild));
+    kill(grandchild);
+}
+
+#[test]
+fn a11_a_child_that_handles_the_signal_keeps_its_status_and_its_cause() {
+    let ctx = Context::new();
+    let script = "trap 'exit 0' INT; echo ready; while :; do sleep 0.01; done";
+    let (child, _stdout) = spawn_ready(sh(script).context(&ctx).cancel(Cancel::Signal(Signal::SIGINT)));
+    ctx.cancel();
+    let exit = child.wait().unwrap();
+    assert_eq!((exit.code(), exit.cause()), (Some(0), Some(&Cause::Cancelled)));
+    assert_eq!(exit.check().unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a12_a_child_that_ignores_the_signal_is_killed_after_the_delay() {
+    let ctx = Context::new();
+    let mut command = sh("trap '' INT; echo ready; exec sleep 60");
+    command.context(&ctx).cancel(Cancel::Signal(Signal::SIGINT)).wait_delay(Duration::from_millis(10));
+    let (child, _stdout) = spawn_ready(&mut command);
+    ctx.cancel();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+#[test]
+fn a14_nothing_is_sent_and_the_childs_own_end_counts() {
+    let ctx = Context::new();
+    let mut command = sh("trap 'exit 0' INT; echo ready; while :; do sleep 0.01; done");
+    let (child, _stdout) = spawn_ready(command.context(&ctx).cancel(Cancel::Nothing).wait_delay(LONG));
+    ctx.cancel();
+    assert!(child.wait_timeout(MOMENT).unwrap().is_none());
+    child.signal(Signal::SIGINT).unwrap();
+    let exit = child.wait().unwrap();
+    assert!(exit.success() && exit.cause().is_none(), "{exit:?}");
+}
+
+#[test]
+fn a15_without_a_cancel_there_is_nothing_to_tell() {
+    let exit = Command::new("true").context(&Context::new()).run().unwrap();
+    assert_eq!((exit.code(), exit.cause(), exit.output_held_open()), (Some(0), None, false));
+}
+
+#[test]
+fn a17_a_stream_held_after_a_clean_exit_is_an_error() {
+    let error = holding("exit 0").wait_delay(Duration::from_millis(10)).output().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutputCut);
+    let exit = error.exit().unwrap();
+    assert!(exit.success() && exit.held_open().stderr && !exit.held_open().stdout);
+    kill_holder(&error.output().unwrap().stdout);
+}
+
+#[test]
+fn a18_a_non_success_is_blamed_before_the_held_stream() {
+    let mut command = holding("exit 3");
+    let error = command.stdout(Stdio::captured()).stderr(Stdio::captured()).wait_delay(Duration::from_millis(10)).run().unwrap_err();
+    assert_eq!((error.kind(), error.exit().unwrap().code()), (ErrorKind::Unsuccessful, Some(3)));
+    assert!(error.exit().unwrap().output_held_open());
+    kill_holder(&error.output().unwrap().stdout);
+}
+
+#[test]
+fn a19_without_a_delay_the_output_of_a_grandchild_is_awaited() {
+    let start = Instant::now();
+    let output = sh("(sleep 0.3; echo late) & echo early").output().unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!(output.stdout, b"early\nlate\n");
+    assert!(!output.exit().output_held_open());
+}
+
+#[test]
+fn a20_the_delay_alone_kills_and_is_never_early() {
+    let ctx = Context::new();
+    let (child, _stdout) =
+        spawn_ready(sh("echo ready; exec sleep 60").context(&ctx).cancel(Cancel::Nothing).wait_delay(MOMENT));
+    let start = Instant::now();
+    ctx.cancel();
+    let exit = child.wait().unwrap();
+    assert!(start.elapsed() >= MOMENT);
+    assert_eq!((exit.to_string().as_str(), exit.cause()), ("signal: killed", Some(&Cause::Cancelled)));
+}
+
+#[test]
+fn a21_a22_a25_a_failing_cancel_closure_counts_only_when_nothing_else_went_wrong() {
+    let cases = [
+        ("exit 0", Some("arbitrary"), Some(ErrorKind::Cancelled)),
+        ("exit 0", None, Some(ErrorKind::Cancelled)),
+        ("exit 1", Some("arbitrary"), Some(ErrorKind::Cancelled)),
+    ];
+    for (end, failure, expected) in cases {
+        let ctx = Context::new();
+        let mut command = sh(&format!("trap '{end}' INT; echo ready; while :; do sleep 0.01; done"));
+        command.context(&ctx).cancel(Cancel::call(move |target| {
+            target.signal(Signal::SIGINT)?;
+            failure.map_or(Ok(()), |text| Err(std::io::Error::other(text)))
+        }));
+        let (child, _stdout) = spawn_ready(&mut command);
+        ctx.cancel();
+        // A stop was sent, and that is blamed first; the closure's failure is told when no stop is.
+        assert_eq!(child.wait().unwrap().check().err().map(|e| e.kind()), expected);
+    }
+}
+
+#[test]
+fn a23_a_failing_closure_is_followed_by_the_delays_kill() {
+    let ctx = Context::new();
+    let mut command = sh("echo ready; exec sleep 60");
+    command.context(&ctx).wait_delay(MOMENT).cancel(Cancel::call(|_| Err(std::io::Error::other("no"))));
+    let (child, _stdout) = spawn_ready(&mut command);
+    ctx.cancel();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+#[test]
+fn a27_two_reasons_call_the_closure_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let ctx = Context::new().with_timeout(MOMENT);
+    let other = Context::new();
+    let mut command = sh("echo ready; exec sleep 60");
+    let counter = calls.clone();
+    command.context(&ctx).context(&other).timeout(MOMENT).wait_delay(MOMENT * 4).cancel(Cancel::call(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }));
+    let (child, _stdout) = spawn_ready(&mut command);
+    other.cancel();
+    ctx.cancel();
+    child.wait().unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a28_a_failed_start_never_calls_the_closure() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let ctx = Context::new();
+    let mut command = Command::new("/no/such/program");
+    command.context(&ctx).cancel(Cancel::call(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }));
+    assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::NotFound);
+    ctx.cancel();
+    Command::new("true").spawn().unwrap().wait().unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a30_a_closure_that_blocks_does_not_hold_up_the_delay() {
+    let ctx = Context::new();
+    let (block, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = std::sync::Mutex::new(blocked);
+    let mut command = sh("echo ready; exec sleep 60");
+    command.context(&ctx).wait_delay(MOMENT).cancel(Cancel::call(move |_| {
+        let _ = blocked.lock().unwrap().recv_timeout(SOON);
+        Ok(())
+    }));
+    let (child, _stdout) = spawn_ready(&mut command);
+    ctx.cancel();
+    assert_eq!(child.wait_timeout(SOON / 2).unwrap().unwrap().signal(), Some(Signal::SIGKILL));
+    drop(block);
+}
+
+#[test]
+fn a31_a32_a_cancel_after_the_exit_is_too_late() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let ctx = Context::new();
+    let mut command = Command::new("true");
+    command.context(&ctx).cancel(Cancel::call(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }));
+    let child = command.spawn().unwrap();
+    eventually("it is dead", || matches!(common::state(child.id()), None | Some('Z')));
+    ctx.cancel();
+    let exit = child.wait().unwrap();
+    assert!(exit.success() && exit.cause().is_none());
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a33_a_cancel_while_draining_ends_the_capture_and_keeps_the_status() {
+    let ctx = Context::new();
+    let child = holding("exit 0").stdout(Stdio::captured()).stderr(Stdio::captured()).context(&ctx).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    ctx.cancel();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.exit().cause().is_none() && output.exit().output_held_open());
+    kill_holder(&output.stdout);
+}
+
+#[test]
+fn a34_a_taken_pipe_is_never_cut() {
+    let ctx = Context::new();
+    let mut command = sh("(sleep 0.5; echo late) & echo ready; wait");
+    let (child, mut stdout) = spawn_ready(command.context(&ctx).wait_delay(MOMENT));
+    ctx.cancel();
+    child.wait().unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "late\n");
+}
+
+#[test]
+fn a36_a_long_delay_holds_nothing_up() {
+    let start = Instant::now();
+    let output = Command::new("echo").arg("x").wait_delay(LONG).output().unwrap();
+    assert!(output.stdout == b"x\n" && start.elapsed() < SOON);
+}
+
+#[test]
+fn a38_hanging_and_exiting_children_side_by_side() {
+    let ctx = Context::new();
+    let mut hanging = Command::new("cat");
+    hanging.stdin(Stdio::piped()).stdout(Stdio::null()).context(&ctx).cancel(Cancel::CloseStdin);
+    let hangers: Vec<_> = (0..20).map(|_| hanging.spawn().unwrap()).collect();
+    let exiters: Vec<_> = (0..20).map(|_| Command::new("true").context(&ctx).spawn().unwrap()).collect();
+    for child in exiters {
+        child.wait().unwrap().check().unwrap();
+    }
+    ctx.cancel();
+    for child in hangers {
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn a39_one_cancel_ends_a_thousand() {
+    let ctx = Context::new();
+    let mut command = Command::new("sleep");
+    command.arg("60").context(&ctx);
+    let children: Vec<_> = (0..1000).map(|_| command.spawn().unwrap()).collect();
+    ctx.cancel();
+    for child in &children {
+        let exit = child.wait_timeout(SOON).unwrap().expect("in time");
+        assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGKILL), Some(&Cause::Cancelled)));
+    }
+}
+
+#[test]
+fn a41_closing_stdin_is_a_stop_too() {
+    let ctx = Context::new();
+    let child = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .context(&ctx)
+        .cancel(Cancel::CloseStdin)
+        .spawn()
+        .unwrap();
+    ctx.cancel();
+    eventually("it is dead", || child.try_wait().unwrap().is_some());
+    let exit = child.wait().unwrap();
+    assert_eq!((exit.code(), exit.cause()), (Some(0), Some(&Cause::Cancelled)));
+}
+
+#[test]
+fn a42_the_cause_is_in_the_exit() {
+    let ctx = Context::new();
+    let child = Command::new("sleep").arg("60").context(&ctx.child_context()).spawn().unwrap();
+    ctx.cancel_with("client went away");
+    let exit = child.wait().unwrap();
+    assert_eq!(exit.cause().unwrap().to_string(), "client went away");
+    assert_eq!(exit.check().unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
+    let ctx = Context::new();
+    let script = "trap 'echo int' INT; trap 'echo term' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut command = sh(script);
+    let steps = vec![(Step::Signal(Signal::SIGINT), MOMENT * 4), (Step::Signal(Signal::SIGTERM), MOMENT * 4)];
+    let (child, mut stdout) = spawn_ready(command.context(&ctx).cancel(Cancel::Steps(steps)));
+    let start = Instant::now();
+    ctx.cancel();
+    let exit = child.wait().unwrap();
+    assert!(start.elapsed() >= MOMENT * 8);
+    assert_eq!(exit.signal(), Some(Signal::SIGKILL));
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "int\nterm\n");
+}
+
+#[test]
+fn sigterm_reaches_a_stopped_child() {
+    let ctx = Context::new();
+    let (child, _stdout) =
+        spawn_ready(sh("echo ready; kill -STOP $$; exec sleep 60").context(&ctx).cancel(Cancel::Signal(Signal::SIGTERM)));
+    eventually("it is stopped", || common::state(child.id()) == Some('T'));
+    ctx.cancel();
+    assert_eq!(child.wait_timeout(SOON).unwrap().unwrap().signal(), Some(Signal::SIGTERM));
+}
+
+#[test]
+fn several_contexts_and_the_first_to_fire_wins() {
+    let contexts = [Context::new(), Context::new(), Context::new()];
+    let mut command = Command::new("sleep");
+    command.arg("60");
+    contexts.iter().for_each(|ctx| {
+        command.context(ctx);
+    });
+    let child = command.spawn().unwrap();
+    contexts[1].cancel_with("second");
+    let exit = child.wait().unwrap();
+    contexts[0].cancel_with("first");
+    assert_eq!(exit.cause().unwrap().to_string(), "second");
+}
+
+#[test]
+fn writing_the_cancel_fd_cancels() {
+    let ctx = Context::new();
+    let child = Command::new("sleep").arg("60").context(&ctx.child_context()).spawn().unwrap();
+    rustix::io::write(ctx.cancel_fd().unwrap(), &1u64.to_ne_bytes()).unwrap();
+    let exit = child.wait_timeout(SOON).unwrap().unwrap();
+    assert_eq!((exit.cause(), ctx.is_cancelled()), (Some(&Cause::Cancelled), true));
+}
+
+/// A shell that leaves a grandchild on its stderr and prints the grandchild's pid.
+fn holding(end: &str) -> Command {
+    sh(&format!("sleep 60 >/dev/null & echo $!; {end}"))
+}
+
+fn kill_holder(stdout: &[u8]) {
+    kill(String::from_utf8_lossy(stdout).trim().parse().unwrap());
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn read_line(from: &mut impl Read) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while from.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
+}

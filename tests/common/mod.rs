@@ -1,0 +1,120 @@
+//! What several test files need: a test that runs again as a process of its own, what a process has open, visible skips. Knows no
+//! promise.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pidloop::{Child, ChildStdout, Command, Stdio};
+
+/// Long enough for anything that should happen at once, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Runs `body` in a process of its own, which has nothing open and no child but what `body` makes: for tests that count
+/// descriptors, steal statuses, or change what belongs to the whole process. `name` is the test's own.
+pub fn in_own_process(name: &str, body: impl FnOnce()) {
+    const VARIABLE: &str = "PIDLOOP_TEST_ALONE";
+    if std::env::var(VARIABLE).as_deref() == Ok(name) {
+        return body();
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(VARIABLE, name)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains("1 passed"), "no test is called {name}");
+}
+
+/// Says visibly that a test cannot run here.
+pub fn skip(test: &str, why: &str) {
+    println!("skipped: {test}: {why}");
+    if let Ok(list) = std::env::var("PIDLOOP_SKIPS") {
+        let line = format!("{test}: {why}\n");
+        std::fs::File::options().append(true).create(true).open(list).unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// How many rounds a race or soak takes: `usual`, or as many times more as `PIDLOOP_SOAK` says.
+pub fn rounds(usual: usize) -> usize {
+    let factor = std::env::var("PIDLOOP_SOAK").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    usual * factor
+}
+
+/// The descriptors this process has open, with what they are.
+pub fn open_descriptors() -> Vec<(i32, String)> {
+    let mut list: Vec<(i32, String)> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.unwrap();
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            // The directory that is being read is no longer there when its link is.
+            let target = std::fs::read_link(entry.path()).ok()?;
+            (!target.starts_with("/proc")).then(|| (number, target.display().to_string()))
+        })
+        .collect();
+    list.sort();
+    list
+}
+
+/// How many threads this process has.
+pub fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// The state letter of a process, `None` if it is gone.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+pub fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Our children, zombies included, by the kernel's own account.
+pub fn children_of_ours() -> Vec<u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).ok())
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Awaits what the kernel has no event for.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < SOON, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A shell command.
+pub fn sh(script: &str) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]);
+    command
+}
+
+/// A pipe: (read end, write end).
+pub fn pipe() -> (File, File) {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    (read.into(), write.into())
+}
+
+/// Spawns a shell that prints `ready` when it has come to that point of its script, and awaits that. Its stdout is piped.
+pub fn spawn_ready(command: &mut Command) -> (Child, ChildStdout) {
+    let child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(b"ready\n") {
+        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "it ended before it was ready: {seen:?}");
+        seen.push(byte[0]);
+    }
+    (child, stdout)
+}

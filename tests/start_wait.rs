@@ -1,0 +1,224 @@
+//! Group B of the scenarios: starting, waiting, and what is left when either fails, each by its number. Knows the public API alone.
+
+mod common;
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{children_of_ours, eventually, exists, in_own_process, open_descriptors, sh};
+use pidloop::{Command, ErrorKind, Stage, Stdio};
+
+/// A directory of this test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = std::env::temp_dir().join(format!("pidloop-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn file(&self, name: &str, content: &str, mode: u32) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text(command: &Command) -> String {
+    String::from_utf8(command.output().unwrap().stdout).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn b46_an_empty_command_is_refused() {
+    let error = Command::new("").spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("empty"), "{error}");
+}
+
+#[test]
+fn b48_waiting_twice_gives_the_same_answer() {
+    let child = sh("exit 7").spawn().unwrap();
+    for _ in 0..2 {
+        assert_eq!(child.wait().unwrap().code(), Some(7));
+        assert_eq!(child.try_wait().unwrap().unwrap().code(), Some(7));
+    }
+}
+
+#[test]
+fn b49_a_missing_program_is_named() {
+    for (program, stage) in [("/no/such/program", Stage::Exec), ("no-such-program-anywhere", Stage::Lookup)] {
+        let error = Command::new(program).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::NotFound, Some(stage)), "{error}");
+        assert!(error.to_string().contains(program), "{error}");
+        assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn b50_a_thousand_failed_starts_leave_nothing() {
+    in_own_process("b50_a_thousand_failed_starts_leave_nothing", || {
+        Command::new("true").status().unwrap();
+        let before = open_descriptors();
+        for i in 0..1000 {
+            let mut command = Command::new(if i % 2 == 0 { "/no/such/program" } else { "/dev/null" });
+            command.stdin(Stdio::piped()).stdout(Stdio::captured()).stderr(Stdio::piped());
+            assert!(command.spawn().is_err());
+        }
+        assert_eq!(open_descriptors(), before);
+        assert_eq!(children_of_ours(), []);
+    });
+}
+
+#[test]
+fn b51_what_cannot_be_executed_is_refused_by_its_kind() {
+    let dir = Scratch::new("b51");
+    let plain = dir.file("plain", "#!/bin/sh\n", 0o644);
+    let garbage = dir.file("garbage", "\u{1}\u{2}garbage", 0o755);
+    let no_interpreter = dir.file("script", "#!/no/such/interpreter\n", 0o755);
+    for (program, kind) in [
+        (plain, ErrorKind::PermissionDenied),
+        (garbage, ErrorKind::Exec),
+        (no_interpreter, ErrorKind::NotFound),
+        (dir.0.clone(), ErrorKind::PermissionDenied),
+    ] {
+        let error = Command::new(&program).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (kind, Some(Stage::Exec)), "{error}");
+        assert!(error.to_string().contains(program.to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
+fn b52_b53_b54_a_bad_directory_is_blamed_itself() {
+    let dir = Scratch::new("b52");
+    let file = dir.file("file", "", 0o644);
+    for (bad, errno) in [(dir.0.join("missing"), libc::ENOENT), (file, libc::ENOTDIR)] {
+        let mut plain = Command::new("true");
+        let mut with_group = Command::new("true");
+        with_group.group();
+        for command in [&mut plain, &mut with_group] {
+            let error = command.current_dir(&bad).spawn().unwrap_err();
+            assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Directory)), "{error}");
+            assert_eq!((error.path(), error.raw_os_error()), (Some(bad.as_path()), Some(errno)));
+        }
+    }
+}
+
+#[test]
+fn b55_a_relative_program_is_relative_to_the_directory() {
+    let dir = Scratch::new("b55");
+    dir.file("here", "#!/bin/sh\necho found\n", 0o755);
+    assert_eq!(text(Command::new("./here").current_dir(&dir.0)), "found");
+}
+
+#[test]
+fn b58_b59_argv_is_what_was_given() {
+    let shown = |command: &mut Command| text(command.arg("/proc/self/cmdline"));
+    assert_eq!(shown(&mut Command::new("cat")), "cat\0/proc/self/cmdline\0");
+    assert_eq!(shown(Command::new("cat").arg0("other")), "other\0/proc/self/cmdline\0");
+    assert_eq!(shown(&mut Command::new("/bin/cat")), "/bin/cat\0/proc/self/cmdline\0");
+}
+
+#[test]
+fn b60_a_nul_byte_is_refused_before_anything_is_made() {
+    let bad = std::ffi::OsStr::from_bytes(b"a\0b");
+    let mut cases = [
+        Command::new(bad),
+        Command::new("true"),
+        Command::new("true"),
+        Command::new("true"),
+        Command::new("true"),
+        Command::new("true"),
+    ];
+    cases[1].arg(bad);
+    cases[2].env("X", bad);
+    cases[3].env(bad, "x");
+    cases[4].current_dir(bad);
+    cases[5].arg0(bad);
+    for command in &cases {
+        assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::InvalidInput, "{command:?}");
+    }
+}
+
+#[test]
+fn b63_we_are_the_parent() {
+    assert_eq!(text(&sh("echo $PPID")), std::process::id().to_string());
+}
+
+#[test]
+fn b64_a_command_reads_as_a_shell_line() {
+    let mut command = Command::new("prog");
+    command.args(["plain", "two words", "it's", ""]).secret_arg("token");
+    assert_eq!(format!("{command:?}"), r"prog plain 'two words' 'it'\''s' '' ***");
+    assert_eq!(format!("{:?}", Command::new("")), "''");
+}
+
+#[test]
+fn b66_a_dropped_child_runs_on_and_is_reaped() {
+    let child = sh("exec sleep 0.2").spawn().unwrap();
+    let pid = child.id();
+    drop(child);
+    assert!(exists(pid));
+    eventually("it is reaped", || !exists(pid));
+}
+
+#[test]
+fn a_child_dropped_with_kill_on_drop_is_killed_and_reaped() {
+    let child = Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+    let pid = child.id();
+    drop(child);
+    eventually("it is reaped", || !exists(pid));
+}
+
+#[test]
+fn a_command_can_be_spawned_again() {
+    let mut command = Command::new("cat");
+    command.stdin(Stdio::bytes("again")).stdout(Stdio::captured());
+    for _ in 0..3 {
+        assert_eq!(command.clone().output().unwrap().stdout, b"again");
+        assert_eq!(command.output().unwrap().stdout, b"again");
+    }
+}
+
+#[test]
+fn any_number_of_threads_may_wait() {
+    let child = sh("exec sleep 0.2; exit 1").spawn().unwrap();
+    std::thread::scope(|scope| {
+        for i in 0..8 {
+            let child = &child;
+            scope.spawn(move || match i % 3 {
+                0 => assert!(child.wait().unwrap().success()),
+                1 => assert!(child.wait_timeout(common::SOON).unwrap().unwrap().success()),
+                _ => eventually("it is dead", || child.try_wait().unwrap().is_some_and(|exit| exit.success())),
+            });
+        }
+    });
+}
+
+#[test]
+fn a_wait_that_times_out_changes_nothing() {
+    let child = sh("read line; exit 4").stdin(Stdio::piped()).spawn().unwrap();
+    let _stdin = child.take_stdin();
+    for limit in [Duration::ZERO, Duration::from_millis(10)] {
+        assert!(child.wait_timeout(limit).unwrap().is_none());
+    }
+    assert!(child.try_wait().unwrap().is_none());
+    drop(_stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+}
+
+#[test]
+fn wait_closes_an_untaken_stdin() {
+    let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+}

@@ -1,0 +1,198 @@
+//! Group E of the scenarios: statuses, signals, handles, each by its number. Knows the public API alone.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{SOON, eventually, in_own_process, sh, spawn_ready, state};
+use pidloop::{Cause, Command, ErrorKind, Signal, Stdio};
+
+#[test]
+fn e123_exit_codes_are_told_as_they_are() {
+    for (code, words) in [(42, "exit status 42"), (255, "exit status 255"), (0, "exit status 0")] {
+        let exit = sh(&format!("exit {code}")).spawn().unwrap().wait().unwrap();
+        assert_eq!((exit.code(), exit.to_string().as_str()), (Some(code), words));
+        assert_eq!((exit.signal(), exit.success()), (None, code == 0));
+    }
+}
+
+#[test]
+fn e124_deaths_by_signal_are_told_as_they_are() {
+    for (signal, words) in [(15, "signal: terminated"), (34, "signal: signal 34")] {
+        let exit = sh(&format!("ulimit -c 0; kill -{signal} $$")).spawn().unwrap().wait().unwrap();
+        assert_eq!((exit.code(), exit.signal(), exit.to_string().as_str()), (None, Signal::from_raw(signal), words));
+    }
+}
+
+#[test]
+fn e127_a_signal_after_the_end_is_ok_and_without_effect() {
+    let child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    child.signal(Signal::SIGTERM).unwrap();
+    child.kill().unwrap();
+    let exit = child.terminate(Duration::ZERO).unwrap();
+    assert!(exit.success() && exit.cause().is_none());
+}
+
+#[test]
+fn e129_e133_signals_reach_a_live_child() {
+    let (child, _stdout) = spawn_ready(&mut sh("trap 'exit 9' USR1; echo ready; while :; do sleep 0.01; done"));
+    child.signal(Signal::SIGUSR1).unwrap();
+    let exit = child.wait().unwrap();
+    assert_eq!((exit.code(), exit.cause()), (Some(9), None));
+
+    let child = Command::new("sleep").arg("60").spawn().unwrap();
+    child.kill().unwrap();
+    let exit = child.wait().unwrap();
+    assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGKILL), None));
+}
+
+#[test]
+fn e130_the_pidfd_is_given_as_a_duplicate() {
+    let child = Command::new("sleep").arg("60").spawn().unwrap();
+    let pidfd = child.pidfd().unwrap();
+    rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+    assert_eq!(child.pidfd().unwrap_err().kind(), ErrorKind::NoSuchChild);
+}
+
+#[test]
+fn e135_an_ignored_sigchld_loses_no_hang_and_invents_no_status() {
+    in_own_process("e135_an_ignored_sigchld_loses_no_hang_and_invents_no_status", || {
+        // SAFETY: this process is the test's own, and SIG_IGN is no handler.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+        let child = sh("exit 3").spawn().unwrap();
+        let exit = child.wait_timeout(SOON).unwrap().expect("no hang");
+        assert!(matches!(exit.code(), None | Some(3)), "{exit:?}");
+        match sh("exit 3").status() {
+            Ok(status) => assert_eq!(status.code(), Some(3)),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::StatusLost),
+        }
+    });
+}
+
+#[test]
+fn a_status_stolen_by_a_foreign_waitpid_is_recovered_or_said_to_be_lost() {
+    in_own_process("a_status_stolen_by_a_foreign_waitpid_is_recovered_or_said_to_be_lost", || {
+        for _ in 0..50 {
+            let child = sh("exec sleep 0.02").spawn().unwrap();
+            // SAFETY: waitpid(2) without a status to write to.
+            while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
+                std::thread::yield_now();
+            }
+            let exit = child.wait_timeout(SOON).unwrap().expect("no hang");
+            assert!(matches!(exit.code(), None | Some(0)), "{exit:?}");
+            assert_eq!(exit.status().is_none(), exit.check().is_err_and(|e| e.kind() == ErrorKind::StatusLost));
+        }
+    });
+}
+
+#[test]
+fn e137_usage_is_measured() {
+    let script = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done";
+    let exit = sh(script).spawn().unwrap().wait().unwrap();
+    let usage = exit.usage().unwrap();
+    assert!(usage.max_rss_bytes > 100_000, "{usage:?}");
+    assert!(usage.user_time + usage.system_time > Duration::from_millis(2), "{usage:?}");
+    assert!(exit.elapsed() >= usage.user_time);
+}
+
+#[test]
+fn e138_signals_are_as_a_program_expects_them() {
+    in_own_process("e138_signals_are_as_a_program_expects_them", || {
+        // SAFETY: this process is the test's own; SIG_IGN is no handler, and the handler does nothing.
+        unsafe {
+            extern "C" fn nothing(_: libc::c_int) {}
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            libc::signal(libc::SIGUSR1, nothing as extern "C" fn(libc::c_int) as libc::sighandler_t);
+        }
+        let output = Command::new("grep").args(["^Sig", "/proc/self/status"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let field = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+        };
+        assert_eq!(field("SigBlk"), 0, "{text}");
+        assert_eq!(field("SigCgt") & (1 << (libc::SIGUSR1 - 1)), 0, "{text}");
+        let ignored = field("SigIgn");
+        assert_ne!(ignored & (1 << (libc::SIGHUP - 1)), 0, "{text}");
+        assert_eq!(ignored & (1 << (libc::SIGPIPE - 1)), 0, "{text}");
+    });
+}
+
+#[test]
+fn e140_the_status_is_there_beside_the_cause() {
+    let error = sh("trap '' TERM; echo ready; exec sleep 60")
+        .timeout(Duration::from_millis(200))
+        .cancel(pidloop::Cancel::Signal(Signal::SIGTERM))
+        .wait_delay(Duration::from_millis(50))
+        .stdout(Stdio::captured())
+        .run()
+        .unwrap_err();
+    assert_eq!((error.kind(), error.cause()), (ErrorKind::DeadlineExceeded, None.or(error.exit().unwrap().cause())));
+    assert_eq!(error.exit().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+#[test]
+fn terminate_asks_first_and_then_kills() {
+    let (child, _stdout) = spawn_ready(&mut sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done"));
+    let exit = child.terminate(SOON).unwrap();
+    assert_eq!((exit.code(), exit.cause()), (Some(5), Some(&Cause::Terminated)));
+
+    let (child, _stdout) = spawn_ready(&mut sh("trap '' TERM; echo ready; exec sleep 60"));
+    let exit = child.terminate(Duration::from_millis(30)).unwrap();
+    assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGKILL), Some(&Cause::Terminated)));
+    assert_eq!(exit.check().unwrap_err().kind(), ErrorKind::Stopped);
+}
+
+#[test]
+fn a_stopped_child_has_not_ended() {
+    let (child, _stdout) = spawn_ready(&mut sh("echo ready; exec sleep 60"));
+    child.signal(Signal::SIGSTOP).unwrap();
+    eventually("it is stopped", || state(child.id()) == Some('T'));
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(child.wait_timeout(Duration::from_millis(20)).unwrap().is_none());
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+#[test]
+fn a_group_is_stopped_as_a_whole() {
+    let ctx = pidloop::Context::new();
+    let mut command = sh("sleep 60 & sleep 60 & echo ready; wait");
+    let (child, mut stdout) = spawn_ready(command.group().context(&ctx));
+    ctx.cancel();
+    child.wait().unwrap();
+    // All writers are gone.
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut stdout, &mut rest).unwrap();
+}
+
+#[test]
+fn a_groups_ladder_goes_on_when_the_leader_is_dead() {
+    let ctx = pidloop::Context::new();
+    let steps = vec![(pidloop::Step::Signal(Signal::SIGTERM), Duration::from_millis(50))];
+    let script = "(trap '' TERM; echo ready; while :; do sleep 0.05; done) & wait";
+    let mut command = sh(script);
+    let (child, mut stdout) = spawn_ready(command.group().context(&ctx).cancel(pidloop::Cancel::Steps(steps)));
+    ctx.cancel();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM));
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut stdout, &mut rest).unwrap();
+}
+
+#[test]
+fn what_a_group_leaves_behind_is_left_or_killed_as_asked() {
+    for (leftovers, lives) in [(pidloop::Leftovers::Leave, true), (pidloop::Leftovers::Kill, false)] {
+        let mut command = sh("sleep 60 >/dev/null 2>&1 & echo $!");
+        let output = command.group().group_leftovers(leftovers).stdout(Stdio::captured()).output().unwrap();
+        let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        if lives {
+            assert!(matches!(state(pid), Some('S' | 'R' | 'D')));
+            let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        } else {
+            eventually("it is gone", || matches!(state(pid), None | Some('Z')));
+        }
+    }
+}
