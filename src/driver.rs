@@ -5,17 +5,16 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::task::{Poll, Waker};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::context::{Context, ListenKey, Listener};
 use crate::error::{Error, Result, Stage};
 use crate::reactor::core::Core;
 use crate::reactor::{Inbox, Loop, Reactor, Survivor, shut_down};
+use crate::sys::Leaked;
 use crate::sys::process::with_signals_blocked;
 use crate::token::Token;
 
@@ -101,9 +100,8 @@ pub(crate) fn default_core() -> Result<&'static Arc<Core>> {
     Seat::default().map(|seat| &seat.core)
 }
 
-/// The current default driver. Replaced when its thread has died or the process was forked; the old one is leaked, since somebody
-/// may just be looking at it. A pointer and no lock: a lock could have been held when the process was forked.
-static DEFAULT: AtomicPtr<Seat> = AtomicPtr::new(ptr::null_mut());
+/// The current default driver; replaced when its thread has died or the process was forked.
+static DEFAULT: Leaked<Seat> = Leaked::new();
 
 impl Seat {
     fn new() -> Result<(Seat, Loop)> {
@@ -112,28 +110,21 @@ impl Seat {
     }
 
     fn default() -> Result<&'static Seat> {
-        let current = DEFAULT.load(Ordering::Acquire);
-        match crate::sys::leaked(current) {
+        let known = DEFAULT.get();
+        match known {
             Some(seat) if seat.core.is_ours() && !seat.core.is_dead() => Ok(seat),
-            _ => Seat::replace_default(current),
+            _ => Seat::replace_default(known),
         }
     }
 
-    fn replace_default(current: *mut Seat) -> Result<&'static Seat> {
+    fn replace_default(known: Option<&'static Seat>) -> Result<&'static Seat> {
         let (seat, turning) = Seat::new()?;
-        let new = Box::into_raw(Box::new(seat));
-        match DEFAULT.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                let core = turning.core().clone();
-                // Whoever found the seat meanwhile is told that nobody will turn it.
-                start_thread(turning).inspect_err(|_| core.die())?;
-                Seat::default()
-            }
-            Err(_) => {
-                // Another thread was first. Nobody has seen ours: `turning` is dropped, the seat (two counts) is leaked.
-                Seat::default()
-            }
+        if DEFAULT.replace(known, Box::new(seat)) {
+            let core = turning.core().clone();
+            // Whoever found the seat meanwhile is told that nobody will turn it.
+            start_thread(turning).inspect_err(|_| core.die())?;
         }
+        Seat::default()
     }
 
     fn shutdown(&self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
@@ -327,7 +318,10 @@ impl AfterCancel {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::ptr;
+    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+    use std::time::Instant;
 
     use super::*;
     use crate::command::Command;

@@ -517,7 +517,7 @@ impl Tables {
         let slot = entry.key() as u32;
         let token = Token::new(Kind::Context, generation, slot);
         core.register(context.eventfd()?, token, Interest::READABLE)?;
-        if let Some((fd, _)) = context.source() {
+        if let Some(fd) = context.source() {
             // READABLE brings RDHUP, HUP and ERR as well: which of them counts is the context's to say.
             if let Err(error) = core.register(fd, token.of_kind(Kind::Source), Interest::READABLE) {
                 core.deregister(context.eventfd()?);
@@ -548,7 +548,7 @@ impl Tables {
             if let Ok(fd) = entry.context.eventfd() {
                 core.deregister(fd);
             }
-            if let Some((fd, _)) = entry.context.source() {
+            if let Some(fd) = entry.context.source() {
                 core.deregister(fd);
             }
             if let Some(at) = entry.deadline {

@@ -185,7 +185,6 @@ impl Loop {
     fn serve_contexts(&mut self) {
         for token in self.batch.contexts.drain(..) {
             let Some(context) = self.core.context(token) else { continue };
-            context.fd_fired();
             let known = self.cancelling.iter().any(|(other, _)| *other == token);
             if context.look().is_some() && !known {
                 self.cancelling.push_back((token, 0));

@@ -1,0 +1,589 @@
+//! A reason to stop: a flag with a cause, a parent, a deadline, an eventfd. Knows nothing of children, reactors or threads that wait.
+//!
+//! Cancelling sets the flag first and writes the eventfd second, without a lock. Attaching registers the eventfd first and reads the
+//! flag second. So one of the two always sees the other.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use slab::Slab;
+
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::helpers;
+use crate::signal::Signal;
+use crate::sys::process::generation;
+use crate::sys::sigwatch::Watch;
+
+/// Why a child was stopped, or a context cancelled; what Go's `context.Cause` returns.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Cause {
+    /// [`Context::cancel`], or a write to [`Context::cancel_fd`].
+    Cancelled,
+    /// The deadline of a context or the timeout of a command passed.
+    DeadlineExceeded,
+    /// [`Child::terminate`](crate::Child::terminate).
+    Terminated,
+    /// More output than [`Limit::stop_at`](crate::Limit::stop_at) allows.
+    OutputLimit,
+    /// The handle (or its driver or reactor) was dropped, with [`kill_on_drop`](crate::Command::kill_on_drop).
+    Dropped,
+    /// The driver or reactor was shut down.
+    ShutDown,
+    /// A signal of [`Context::on_signal`].
+    Signal(Signal),
+    /// The descriptor of [`Context::from_fd`] became readable.
+    Readable,
+    /// The other end of the descriptor of [`Context::from_fd`] was closed.
+    PeerClosed,
+    /// What was given to [`Context::cancel_with`].
+    Other(Reason),
+}
+
+/// A cause of the caller's own; made with `From`.
+#[derive(Clone)]
+pub struct Reason(Arc<dyn std::error::Error + Send + Sync>);
+
+impl Reason {
+    /// The error it was made from.
+    pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl PartialEq for Reason {
+    /// The same, or the same words.
+    fn eq(&self, other: &Reason) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.to_string() == other.to_string()
+    }
+}
+
+impl Cause {
+    /// Whether it is a deadline.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Cause::DeadlineExceeded)
+    }
+
+    /// The error of the caller's own behind it.
+    pub fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Cause::Other(reason) => Some(&*reason.0),
+            _ => None,
+        }
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Cause) -> bool {
+        match (self, other) {
+            (Cause::Other(a), Cause::Other(b)) => a == b,
+            (Cause::Signal(a), Cause::Signal(b)) => a == b,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::Cancelled => "context cancelled",
+            Cause::DeadlineExceeded => "deadline exceeded",
+            Cause::Terminated => "terminated",
+            Cause::OutputLimit => "output limit exceeded",
+            Cause::Dropped => "handle dropped",
+            Cause::ShutDown => "shutting down",
+            Cause::Readable => "descriptor became readable",
+            Cause::PeerClosed => "peer closed the connection",
+            Cause::Signal(signal) => return write!(f, "received {signal}"),
+            Cause::Other(reason) => return fmt::Display::fmt(reason, f),
+        })
+    }
+}
+
+impl From<Box<dyn std::error::Error + Send + Sync>> for Cause {
+    fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Cause {
+        Cause::Other(Reason(error.into()))
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Cause {
+        Box::<dyn std::error::Error + Send + Sync>::from(text).into()
+    }
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Cause {
+        Box::<dyn std::error::Error + Send + Sync>::from(text).into()
+    }
+}
+
+/// Which event of a descriptor counts, for [`Context::from_fd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum When {
+    /// There is something to read, or the end was reached. A pidfd is readable when its process has ended.
+    Readable,
+    /// The other end was closed or shut down; incoming data does not count.
+    PeerClosed,
+}
+
+impl When {
+    fn flags(self) -> PollFlags {
+        match self {
+            When::Readable => PollFlags::IN,
+            When::PeerClosed => PollFlags::RDHUP,
+        }
+    }
+}
+
+/// A reason to stop children, which may become true: at a call, a deadline, a signal, an event of a descriptor. Go's `context.Context`,
+/// without values.
+///
+/// Clones are the same context. Dropping the last one cancels nothing. A context made from another one ends with it, and not the other
+/// way round. It takes no descriptor before it first has a child.
+#[derive(Clone)]
+pub struct Context(Arc<Node>);
+
+struct Node {
+    id: u64,
+    /// Which process made it (promise 13).
+    generation: u64,
+    parent: Option<Context>,
+    /// Its place in its parent's list.
+    place: AtomicUsize,
+    /// The earliest of its own and those above.
+    deadline: Option<Instant>,
+    /// Why it is cancelled at its deadline, if that is its own.
+    at_deadline: Option<Cause>,
+    /// The flag: set once.
+    fired: OnceLock<Cause>,
+    links: Mutex<Links>,
+    event: OnceLock<OwnedFd>,
+    /// Somebody may write to `event` without setting the flag.
+    handed_out: AtomicBool,
+    source: Option<Source>,
+}
+
+#[derive(Default)]
+struct Links {
+    /// Set under the lock: who links himself afterwards is cancelled by himself.
+    closed: bool,
+    children: Slab<Weak<Node>>,
+    listeners: Slab<Listener>,
+}
+
+enum Source {
+    Fd(OwnedFd, When),
+    Signals(Watch),
+}
+
+/// Who wants to be told of a cancellation.
+pub(crate) enum Listener {
+    Wake(Waker),
+    /// Run on a helper thread.
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+impl Listener {
+    fn tell(self) {
+        match self {
+            // A waker is somebody else's code.
+            Listener::Wake(waker) => {
+                if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                    log::warn!("pidloop: a waker panicked");
+                }
+            }
+            Listener::Call(call) => helpers::run(call),
+        }
+    }
+}
+
+/// Names a [`Listener`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ListenKey(usize);
+
+impl Context {
+    /// A context that only [`cancel`](Context::cancel) ends; Go's `WithCancel(Background())`. Takes no descriptor and cannot fail.
+    pub fn new() -> Context {
+        Context::build(None, None, None)
+    }
+
+    /// A context that also ends with this one; Go's `WithCancel`.
+    pub fn child_context(&self) -> Context {
+        Context::build(Some(self), None, None)
+    }
+
+    /// As [`child_context`](Context::child_context), with a deadline `limit` from now; Go's `WithTimeout`.
+    pub fn with_timeout(&self, limit: Duration) -> Context {
+        self.with_timeout_cause(limit, Cause::DeadlineExceeded)
+    }
+
+    /// As [`with_timeout`](Context::with_timeout), with a cause of the caller's own; Go's `WithTimeoutCause`.
+    pub fn with_timeout_cause(&self, limit: Duration, cause: impl Into<Cause>) -> Context {
+        match Instant::now().checked_add(limit) {
+            Some(deadline) => self.with_deadline_cause(deadline, cause),
+            // Beyond what the clock can say.
+            None => self.child_context(),
+        }
+    }
+
+    /// As [`child_context`](Context::child_context), with a deadline; Go's `WithDeadline`. The earliest deadline of a line counts.
+    pub fn with_deadline(&self, deadline: Instant) -> Context {
+        self.with_deadline_cause(deadline, Cause::DeadlineExceeded)
+    }
+
+    /// As [`with_deadline`](Context::with_deadline), with a cause of the caller's own; Go's `WithDeadlineCause`.
+    pub fn with_deadline_cause(&self, deadline: Instant, cause: impl Into<Cause>) -> Context {
+        if self.deadline().is_some_and(|earlier| earlier <= deadline) {
+            return self.child_context();
+        }
+        Context::build(Some(self), Some((deadline, cause.into())), None)
+    }
+
+    /// A context that does not end with this one, and has no deadline; Go's `WithoutCancel`.
+    pub fn without_cancel(&self) -> Context {
+        Context::new()
+    }
+
+    /// A context that ends when one of `signals` reaches this process, with [`Cause::Signal`]; Go's `signal.NotifyContext`.
+    ///
+    /// Installs a handler that writes to an eventfd and calls the handler that was there before; what the signal would do by default
+    /// no longer happens. When the last clone is gone what was there before is put back, unless somebody else has installed a
+    /// handler since.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for SIGKILL, SIGSTOP or no signal at all; [`ErrorKind::NoDescriptors`];
+    /// [`ErrorKind::Unsupported`] if 64 such contexts exist.
+    pub fn on_signal(signals: &[Signal]) -> Result<Context> {
+        if signals.is_empty() || signals.iter().any(|s| [Signal::SIGKILL, Signal::SIGSTOP].contains(s)) {
+            return Err(Error::new(ErrorKind::InvalidInput).saying("these signals cannot be waited for"));
+        }
+        let numbers: Vec<i32> = signals.iter().map(|signal| signal.as_raw()).collect();
+        let watch = Watch::new(new_eventfd()?, &numbers).map_err(|e| match e.raw_os_error() {
+            None => Error::new(ErrorKind::Unsupported).saying("too many contexts wait for signals"),
+            Some(_) => Error::os(Stage::Signals, e),
+        })?;
+        Ok(Context::build(None, None, Some(Source::Signals(watch))))
+    }
+
+    /// A context that ends when something happens to `fd`, with [`Cause::Readable`] or [`Cause::PeerClosed`]: a client that hangs up,
+    /// another process's pidfd. The descriptor is never read.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if it cannot be polled, as regular files.
+    pub fn from_fd(fd: OwnedFd, when: When) -> Result<Context> {
+        let refused = |e: std::io::Error| Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(e);
+        let stat = rustix::fs::fstat(&fd).map_err(|e| refused(e.into()))?;
+        let file_type = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        if file_type.is_file() || file_type.is_dir() {
+            return Err(refused(std::io::Error::from_raw_os_error(libc::EPERM)));
+        }
+        Ok(Context::build(None, None, Some(Source::Fd(crate::spawn::raise(fd), when))))
+    }
+
+    fn build(parent: Option<&Context>, deadline: Option<(Instant, Cause)>, source: Option<Source>) -> Context {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let (own, at_deadline) = deadline.map_or((None, None), |(at, cause)| (Some(at), Some(cause)));
+        let context = Context(Arc::new(Node {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            generation: generation(),
+            parent: parent.cloned(),
+            place: AtomicUsize::new(usize::MAX),
+            deadline: own.or_else(|| parent.and_then(Context::deadline)),
+            at_deadline,
+            fired: OnceLock::new(),
+            links: Mutex::default(),
+            event: OnceLock::new(),
+            handed_out: AtomicBool::new(false),
+            source,
+        }));
+        if let Some(parent) = parent {
+            parent.link(&context);
+        }
+        context
+    }
+
+    fn link(&self, child: &Context) {
+        // A forked copy: the lock may have been held when it was made. The child's looks upwards still find us.
+        if !self.0.is_ours() {
+            return;
+        }
+        let mut links = self.0.links();
+        if !links.closed {
+            let place = links.children.insert(Arc::downgrade(&child.0));
+            child.0.place.store(place, Ordering::Relaxed);
+            return;
+        }
+        drop(links);
+        if let Some(cause) = self.0.fired.get() {
+            child.fire(cause);
+        }
+    }
+
+    /// Ends it, and everything made from it, with [`Cause::Cancelled`]. The first cause wins; cancelling again does nothing.
+    ///
+    /// Children attached to it are stopped by their reactors; this does not wait for that. Not async-signal-safe: see
+    /// [`cancel_fd`](Context::cancel_fd).
+    pub fn cancel(&self) {
+        self.cancel_with(Cause::Cancelled);
+    }
+
+    /// As [`cancel`](Context::cancel), with another cause: words, an error, or a [`Cause`]; Go's `CancelCauseFunc`.
+    pub fn cancel_with(&self, cause: impl Into<Cause>) {
+        // Whether a deadline has passed is decided by the clock, not by who comes first.
+        if self.look().is_none() {
+            self.fire(&cause.into());
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn is_cancelled(&self) -> bool {
+        self.look().is_some()
+    }
+
+    /// Why it has ended, if it has; Go's `context.Cause`.
+    pub fn cause(&self) -> Option<Cause> {
+        self.look()
+    }
+
+    /// When it will end at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.deadline
+    }
+
+    /// Cancels it when the guard is dropped.
+    pub fn drop_guard(&self) -> DropGuard {
+        DropGuard(Some(self.clone()))
+    }
+
+    /// A descriptor that cancels it when 8 bytes (a `u64` of 1) are written to it: from a signal handler, or by another process that
+    /// inherited it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoDescriptors`], [`ErrorKind::NoMemory`]: it is an eventfd, made now.
+    pub fn cancel_fd(&self) -> Result<BorrowedFd<'_>> {
+        self.0.handed_out.store(true, Ordering::Release);
+        self.eventfd()
+    }
+
+    // ── for the loop ──
+
+    /// No other context of this process has it.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    pub(crate) fn parent(&self) -> Option<Context> {
+        self.0.parent.clone()
+    }
+
+    /// Readable once it has ended; made when it is first asked for.
+    pub(crate) fn eventfd(&self) -> Result<BorrowedFd<'_>> {
+        if let Some(event) = self.0.event.get() {
+            return Ok(event.as_fd());
+        }
+        let new = new_eventfd()?;
+        // If another thread was first ours is closed.
+        let event = self.0.event.get_or_init(|| new);
+        // Made first, read now: who cancels later finds it.
+        if self.0.fired.get().is_some() {
+            self.0.write_event();
+        }
+        Ok(event.as_fd())
+    }
+
+    /// What else is to be watched for it.
+    pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.0.source.as_ref().map(|source| match source {
+            Source::Fd(fd, _) => fd.as_fd(),
+            Source::Signals(watch) => watch.as_fd(),
+        })
+    }
+
+    /// Why it has ended, if it has: by its flag, or by what the clock and the descriptors say, of itself and of those above.
+    pub(crate) fn look(&self) -> Option<Cause> {
+        let mut now = None;
+        let mut next = Some(self);
+        while let Some(context) = next {
+            if let Some(cause) = context.0.found(&mut now) {
+                // From there down, so that all others see the same.
+                context.fire(&cause);
+                self.fire(&cause);
+                return self.0.fired.get().cloned();
+            }
+            next = context.0.parent.as_ref();
+        }
+        None
+    }
+
+    pub(crate) fn listen(&self, listener: Listener) -> std::result::Result<ListenKey, Listener> {
+        if self.look().is_some() || !self.0.is_ours() {
+            return Err(listener);
+        }
+        let mut links = self.0.links();
+        if links.closed {
+            return Err(listener);
+        }
+        Ok(ListenKey(links.listeners.insert(listener)))
+    }
+
+    /// Whether the listener was still there: it will not be told.
+    pub(crate) fn unlisten(&self, key: ListenKey) -> bool {
+        if !self.0.is_ours() {
+            return false;
+        }
+        let listener = self.0.links().listeners.try_remove(key.0);
+        // Dropped outside the lock: it is the caller's.
+        listener.is_some()
+    }
+
+    /// Sets the flag, here and in everything below that has none, and tells whoever listens.
+    fn fire(&self, cause: &Cause) {
+        if self.0.fired.get().is_some() {
+            return;
+        }
+        let mut listeners = Vec::new();
+        let mut pending = vec![self.0.clone()];
+        while let Some(node) = pending.pop() {
+            // Whoever set it before us reaches those below, who until then find it by looking upwards.
+            if node.fired.set(cause.clone()).is_err() || !node.is_ours() {
+                continue;
+            }
+            node.write_event();
+            let mut links = node.links();
+            links.closed = true;
+            pending.extend(links.children.iter().filter_map(|(_, child)| child.upgrade()));
+            listeners.extend(std::mem::take(&mut links.listeners).into_iter().map(|(_, listener)| listener));
+        }
+        listeners.into_iter().for_each(Listener::tell);
+    }
+}
+
+impl Default for Context {
+    fn default() -> Context {
+        Context::new()
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Context");
+        debug.field("id", &self.0.id).field("cause", &self.0.fired.get());
+        debug.field("deadline", &self.0.deadline).finish()
+    }
+}
+
+impl Node {
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_ours(&self) -> bool {
+        self.generation == generation()
+    }
+
+    fn write_event(&self) {
+        // A forked copy shares the eventfd with the process that made it.
+        if let (Some(event), true) = (self.event.get(), self.is_ours()) {
+            let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Why this node by itself has ended.
+    fn found(&self, now: &mut Option<Instant>) -> Option<Cause> {
+        if let Some(cause) = self.fired.get() {
+            return Some(cause.clone());
+        }
+        if let (Some(at), Some(cause)) = (self.deadline, &self.at_deadline) {
+            if at <= *now.get_or_insert_with(Instant::now) {
+                return Some(cause.clone());
+            }
+        }
+        match &self.source {
+            Some(Source::Fd(fd, when)) if has_happened(fd.as_fd(), when.flags()) => {
+                return Some(if *when == When::Readable { Cause::Readable } else { Cause::PeerClosed });
+            }
+            Some(Source::Signals(watch)) => {
+                if let Some(signal) = watch.fired().and_then(Signal::from_raw) {
+                    return Some(Cause::Signal(signal));
+                }
+            }
+            _ => {}
+        }
+        let written = self.handed_out.load(Ordering::Acquire)
+            && self.event.get().is_some_and(|event| has_happened(event.as_fd(), PollFlags::IN));
+        written.then_some(Cause::Cancelled)
+    }
+}
+
+impl Drop for Node {
+    /// Takes it out of its parent's list; and the parents with it that nobody else holds, in a loop: a line of them may be long.
+    fn drop(&mut self) {
+        let mut parent = unlink(self);
+        while let Some(mut node) = parent.and_then(|context| Arc::into_inner(context.0)) {
+            parent = unlink(&mut node);
+        }
+    }
+}
+
+fn unlink(node: &mut Node) -> Option<Context> {
+    let parent = node.parent.take()?;
+    let place = std::mem::replace(node.place.get_mut(), usize::MAX);
+    if place != usize::MAX && parent.0.is_ours() {
+        parent.0.links().children.try_remove(place);
+    }
+    Some(parent)
+}
+
+fn new_eventfd() -> Result<OwnedFd> {
+    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| Error::os(Stage::Register, e.into()))?;
+    Ok(crate::spawn::raise(fd))
+}
+
+/// Whether one of `flags` (or an error, or a hangup) is there now. poll(2).
+fn has_happened(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
+    matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
+}
+
+/// Cancels a context when it is dropped.
+#[derive(Debug)]
+#[must_use = "dropped at once it cancels at once"]
+pub struct DropGuard(Option<Context>);
+
+impl DropGuard {
+    /// Gives the context back, which then is not cancelled.
+    pub fn disarm(mut self) -> Context {
+        self.0.take().unwrap_or_default()
+    }
+}
+
+impl Drop for DropGuard {
+    fn drop(&mut self) {
+        if let Some(context) = &self.0 {
+            context.cancel();
+        }
+    }
+}
