@@ -4,7 +4,6 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use crate::pipe::{Capture, Feed, Pumped};
 use crate::process::{self, Reaped, Scope, WaitMode};
 use crate::signal::Signal;
 use crate::stdio::Limit;
-use crate::sys::process::signal_unborn;
+use crate::sys::process::Published;
 use crate::timer::Clock;
 use crate::token::{Kind, Token};
 
@@ -37,7 +36,7 @@ pub(crate) struct Cell {
     /// The command as a shell line.
     pub(crate) label: Arc<str>,
     /// The pidfd's number, written by the kernel before the child runs: its creator is suspended until the exec.
-    pub(crate) published: AtomicI32,
+    pub(crate) published: Published,
     life: Mutex<Life>,
     /// Signalled at the death and when the streams are done.
     changed: Condvar,
@@ -127,7 +126,7 @@ impl Cell {
         Arc::new(Cell {
             core: core.clone(),
             label: birth.label,
-            published: AtomicI32::new(-1),
+            published: Published::new(),
             changed: Condvar::new(),
             life: Mutex::new(Life {
                 phase: Phase::Running,
@@ -319,10 +318,7 @@ impl Cell {
     ///
     /// Not there yet, or not installed yet (EBADF): the timer comes back until the creator is no longer the owner.
     fn stop_unborn(&self, life: &mut Life) {
-        let raw = self.published.load(Ordering::Acquire);
-        if raw >= 0 {
-            let _ = signal_unborn(raw, libc::SIGKILL);
-        }
+        self.published.kill();
         self.retry(life);
     }
 

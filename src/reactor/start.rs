@@ -96,6 +96,7 @@ fn bear(cell: &Arc<Cell>, command: &Command, wires: &Wires, manner: Manner) -> R
         options: &command.options,
         publish: &cell.published,
         retry_busy: manner.busy,
+        raise: manner.watched && wires.crowded,
     };
     match spawn::spawn(&plan) {
         Ok(born) => cell.born(born.pid, born.pidfd, manner.watched),

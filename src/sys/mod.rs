@@ -1,8 +1,11 @@
 //! The only unsafe code: what rustix does not offer, each call with its reason and its man page. Knows no other file of the crate.
 
+pub(crate) mod birth;
 pub(crate) mod process;
+mod raw;
 pub(crate) mod sigwatch;
 
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -31,5 +34,59 @@ impl<T: Send + Sync + 'static> Leaked<T> {
             drop(unsafe { Box::from_raw(new) });
         }
         replaced
+    }
+}
+
+/// Keeps a descriptor open for as long as the process runs.
+pub(crate) fn keep_open(fd: OwnedFd) -> RawFd {
+    fd.into_raw_fd()
+}
+
+/// Whether this number is the null device. fstat(2).
+pub(crate) fn is_null_device(fd: RawFd) -> bool {
+    // SAFETY: any number may be asked; at worst the answer is EBADF. It is not kept beyond the call.
+    let stat = rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(fd) });
+    stat.is_ok_and(|stat| {
+        let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device();
+        is_device && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3)
+    })
+}
+
+/// Which calls are there.
+pub(crate) struct Probed {
+    pub(crate) clone3: bool,
+    pub(crate) close_range: bool,
+    pub(crate) group_signals: bool,
+}
+
+/// By calls whose arguments cannot be meant: a kernel that knows them says EINVAL or EBADF.
+pub(crate) fn probe() -> Probed {
+    let knows = |result: libc::c_long| {
+        result == -1 && matches!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EINVAL | libc::EBADF))
+    };
+    // SAFETY: clone3(2) with an empty structure, close_range(2) from above to below, pidfd_send_signal(2) to no descriptor.
+    unsafe {
+        const PIDFD_SIGNAL_PROCESS_GROUP: u32 = 4;
+        Probed {
+            clone3: knows(libc::syscall(libc::SYS_clone3, ptr::null::<u8>(), 0usize)),
+            close_range: knows(libc::syscall(libc::SYS_close_range, 2u32, 1u32, 4u32)),
+            group_signals: libc::syscall(libc::SYS_pidfd_send_signal, -1, 0, ptr::null::<u8>(), PIDFD_SIGNAL_PROCESS_GROUP) == -1
+                && std::io::Error::last_os_error().raw_os_error() == Some(libc::EBADF),
+        }
+    }
+}
+
+/// The flag that keeps others of the same user from reading this process's memory.
+pub(crate) mod dumpable {
+    /// Whether it is 1. prctl(2).
+    pub(crate) fn get() -> bool {
+        // SAFETY: a question.
+        unsafe { libc::prctl(libc::PR_GET_DUMPABLE) == 1 }
+    }
+
+    /// Makes it 1.
+    pub(crate) fn set() {
+        // SAFETY: an integer.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
     }
 }

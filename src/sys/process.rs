@@ -140,11 +140,49 @@ fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// As [`signal_process`], by the bare number the kernel wrote for a child whose creator is still suspended: that creator owns the
-/// descriptor and has not been able to close it.
-pub(crate) fn signal_unborn(raw_pidfd: i32, signal: i32) -> io::Result<()> {
-    // SAFETY: the number comes from CLONE_PIDFD and stays open until the suspended creator runs on (see `Cell::stop`); at worst it is
-    // not installed yet and the call says EBADF.
+/// Where the kernel writes the number of a child's pidfd before the child runs, so that another thread can end a child whose creator
+/// is still suspended in the clone.
+#[derive(Debug)]
+pub(crate) struct Published {
+    raw: AtomicI32,
+    /// Held while the number is used, and while it is taken back: it is never closed under a signal, nor used by somebody else.
+    closing: Mutex<()>,
+}
+
+impl Published {
+    pub(crate) fn new() -> Published {
+        Published { raw: AtomicI32::new(-1), closing: Mutex::new(()) }
+    }
+
+    /// SIGKILL, if there is a child. Not installed yet (EBADF) or not there yet: nothing; the caller comes again.
+    pub(crate) fn kill(&self) {
+        let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        let raw = self.raw.load(Ordering::Acquire);
+        if raw >= 0 {
+            let _ = signal_unborn(raw, libc::SIGKILL);
+        }
+    }
+
+    /// Takes the number back, then does what ends its validity.
+    pub(crate) fn withdraw<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.raw.store(-1, Ordering::Release);
+        f()
+    }
+
+    pub(super) fn number(&self) -> i32 {
+        self.raw.load(Ordering::Acquire)
+    }
+
+    /// For `CLONE_PIDFD`.
+    pub(super) fn as_ptr(&self) -> *mut i32 {
+        self.raw.as_ptr()
+    }
+}
+
+/// As [`signal_process`], by the bare number of a descriptor that its owner has not been able to close yet.
+pub(super) fn signal_unborn(raw_pidfd: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: the callers hold it open (see `Published`); at worst it is not installed yet and the call says EBADF.
     let pidfd = unsafe { BorrowedFd::borrow_raw(raw_pidfd) };
     send(pidfd, signal, 0)
 }

@@ -1,0 +1,660 @@
+//! How a child comes to be: the clone, and what it does between clone and exec, in memory it shares with its suspended parent. Knows
+//! a script of plain data; decides nothing.
+//!
+//! In the child: raw system calls only, no allocation, no lock, no panic, no libc.
+
+use std::cell::Cell;
+use std::ffi::{CString, c_char, c_void};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use super::process::Published;
+use super::raw::{KernelSigaction, call, clone_running, signal_restorer};
+use crate::error::Stage;
+
+/// Enough for the child: it runs a few functions of this file. A page below it is a guard.
+const STACK_BYTES: usize = 64 << 10;
+const GUARD_BYTES: usize = 4096;
+const SIGNALS_END: i32 = 65;
+/// Kernel constants that `libc` has as an `int`, where they are 0.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What is shared with the child by the clone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// The descriptor table is shared until the child's first act, which copies what is below this number and closes the rest.
+    SharedBelow(u32),
+    /// The kernel copies the whole table.
+    Copied,
+}
+
+/// How the clone is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    pub(crate) table: Table,
+    /// By clone3, else by clone.
+    pub(crate) clone3: bool,
+    /// Handlers are reset by the clone, else one by one by the child.
+    pub(crate) clear_handlers: bool,
+    /// More clone flags: namespaces.
+    pub(crate) flags: u64,
+    /// The cgroup to be born in (clone3 alone).
+    pub(crate) cgroup: Option<RawFd>,
+}
+
+/// What the child closes before the program runs, of what it was not given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sweep {
+    Nothing,
+    /// All of them, by one call.
+    Range,
+    /// Each number up to this one, where `close_range` is refused.
+    UpTo(RawFd),
+}
+
+/// A step of the child, in the order of the list.
+#[derive(Debug)]
+pub(crate) enum Act {
+    NewSession,
+    /// `setpgid(0, n)`.
+    JoinGroup(u32),
+    /// `ioctl(n, TIOCSCTTY)`.
+    TakeTerminal(RawFd),
+    /// `ioctl(n, TIOCNOTTY)`.
+    DropTerminal(RawFd),
+    /// `ioctl(n, TIOCSPGRP)` with the child's own group.
+    Foreground(RawFd),
+    Unshare(u64),
+    /// Writes these bytes to this file: `/proc/self/…`.
+    WriteFile(Stage, CString, Vec<u8>),
+    Chroot(CString),
+    Chdir(CString),
+    ChdirFd(RawFd),
+    Umask(u32),
+    /// By so much, as nice(2).
+    Nice(i32),
+    Limit { resource: u32, soft: u64, hard: u64 },
+    Affinity(Vec<u64>),
+    IoPriority(i32),
+    Scheduler { policy: i32, priority: i32 },
+    DropBounding(u32),
+    /// Makes them inheritable, and ambient.
+    RaiseAmbient(Vec<u32>),
+    KeepCapabilities,
+    NoNewPrivileges,
+    Groups(Vec<u32>),
+    Gid(u32),
+    Uid(u32),
+    /// The signal, and the parent that must still be there (0: not asked).
+    ParentDeath(i32, u32),
+    Trace,
+}
+
+impl Act {
+    pub(crate) fn stage(&self) -> Stage {
+        match self {
+            Act::NewSession => Stage::Session,
+            Act::JoinGroup(_) => Stage::ProcessGroup,
+            Act::TakeTerminal(_) | Act::DropTerminal(_) => Stage::Terminal,
+            Act::Foreground(_) => Stage::Foreground,
+            Act::Unshare(_) => Stage::Namespaces,
+            Act::WriteFile(stage, ..) => *stage,
+            Act::Chroot(_) => Stage::Chroot,
+            Act::Chdir(_) | Act::ChdirFd(_) => Stage::Directory,
+            Act::Umask(_) => Stage::Umask,
+            Act::Nice(_) => Stage::Nice,
+            Act::Limit { .. } => Stage::ResourceLimit,
+            Act::Affinity(_) => Stage::Affinity,
+            Act::IoPriority(_) => Stage::IoPriority,
+            Act::Scheduler { .. } => Stage::Scheduler,
+            Act::DropBounding(_) | Act::RaiseAmbient(_) | Act::KeepCapabilities => Stage::Capabilities,
+            Act::NoNewPrivileges => Stage::NoNewPrivileges,
+            Act::Groups(_) => Stage::Groups,
+            Act::Gid(_) => Stage::Gid,
+            Act::Uid(_) => Stage::Uid,
+            Act::ParentDeath(..) => Stage::ParentDeathSignal,
+            Act::Trace => Stage::Trace,
+        }
+    }
+}
+
+/// A descriptor of the parent's that the child gets under a number of its own.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub(crate) from: RawFd,
+    pub(crate) to: RawFd,
+    /// `from` is where another one goes.
+    pub(crate) lift: bool,
+    /// The child's note of where it lifted it to.
+    pub(crate) lifted: AtomicI32,
+}
+
+/// Everything the child has to do. Plain data, ready before the clone.
+#[derive(Debug)]
+pub(crate) struct Script {
+    pub(crate) sweep: Sweep,
+    /// In any order: what one would overwrite that another still needs is lifted first.
+    pub(crate) moves: Vec<Move>,
+    /// Above all targets.
+    pub(crate) lift_to: RawFd,
+    /// stderr is what stdout has become.
+    pub(crate) stderr_is_stdout: bool,
+    /// Stay open under their own numbers.
+    pub(crate) kept: Vec<RawFd>,
+    /// All ignored signals become default, too.
+    pub(crate) reset_ignored: bool,
+    pub(crate) ignored: Vec<i32>,
+    /// The signals that the program starts with blocked, as bits.
+    pub(crate) mask: u64,
+    pub(crate) acts: Vec<Act>,
+    /// Tried one after the other, as execvp(3) does.
+    pub(crate) paths: Vec<CString>,
+    pub(crate) argv: Strings,
+    pub(crate) envp: Strings,
+}
+
+/// Strings with the array of pointers to them that execve(2) takes.
+pub(crate) struct Strings {
+    /// What `pointers` points to.
+    _strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+// SAFETY: the pointers point into the strings beside them, which do not change.
+unsafe impl Send for Strings {}
+// SAFETY: as above.
+unsafe impl Sync for Strings {}
+
+impl Strings {
+    pub(crate) fn new(strings: Vec<CString>) -> Strings {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
+        Strings { _strings: strings, pointers }
+    }
+}
+
+impl std::fmt::Debug for Strings {
+    /// Values of the environment are not shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} strings", self.pointers.len() - 1)
+    }
+}
+
+/// What the child says of itself, in shared memory.
+#[derive(Debug, Default)]
+struct Report {
+    /// The index of the failed act, or one of the numbers below; 0: none.
+    failed: AtomicU32,
+    errno: AtomicI32,
+}
+
+/// The steps that are not in the list of acts.
+const AT_TABLE: u32 = 1;
+const AT_DESCRIPTORS: u32 = 2;
+const AT_SIGNALS: u32 = 3;
+const AT_EXEC: u32 = 4;
+const AT_ACTS: u32 = 16;
+
+/// What became of a clone.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It has exec'd; or a signal killed it before, which its status will tell.
+    Born { pid: u32, pidfd: OwnedFd },
+    /// It exited in this step; it must be reaped through the pidfd.
+    Failed { stage: Stage, errno: i32, pidfd: OwnedFd },
+}
+
+/// Clones a child that follows `script`; returns when it has exec'd or exited. The kernel writes the pidfd's number into `published`
+/// before the child runs. clone(2).
+///
+/// An error is the clone's own.
+pub(crate) fn clone(script: &Script, manner: Manner, published: &Published) -> io::Result<Outcome> {
+    let report = Report::default();
+    let order = Order { script, manner, report: &report };
+    // Touched here, so that the child's handler finds it in place.
+    SWALLOWED.set(0);
+    let cloned = with_stack(|stack| {
+        let before = block_all_signals();
+        let result = clone_on(stack, &order, published);
+        restore_signals(before);
+        result
+    });
+    let pid = cloned?;
+    let raw = published.number();
+    // SAFETY: the kernel opened it for us by CLONE_PIDFD, and nobody closes it but us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(raw) };
+    let failed = report.failed.load(Ordering::Acquire);
+    if failed != 0 {
+        let errno = report.errno.load(Ordering::Acquire);
+        return Ok(Outcome::Failed { stage: stage_of(script, failed), errno, pidfd });
+    }
+    send_on_stops(raw);
+    Ok(Outcome::Born { pid, pidfd })
+}
+
+fn stage_of(script: &Script, failed: u32) -> Stage {
+    match failed {
+        AT_TABLE => Stage::DescriptorTable,
+        AT_DESCRIPTORS => Stage::Descriptors,
+        AT_SIGNALS => Stage::Signals,
+        AT_EXEC => Stage::Exec,
+        act => script.acts.get((act - AT_ACTS) as usize).map_or(Stage::Exec, Act::stage),
+    }
+}
+
+/// `struct clone_args`, to `cgroup` (Linux 5.7); a kernel that does not know the end of it takes zeros there.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+fn clone_on(stack: *mut c_void, order: &Order<'_>, published: &Published) -> io::Result<u32> {
+    let manner = order.manner;
+    let mut flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64 | manner.flags;
+    if matches!(manner.table, Table::SharedBelow(_)) {
+        flags |= libc::CLONE_FILES as u64;
+    }
+    let data = ptr::from_ref(order).cast();
+    let pidfd = published.as_ptr();
+    let result = if manner.clone3 {
+        if manner.clear_handlers {
+            flags |= CLONE_CLEAR_SIGHAND;
+        }
+        if manner.cgroup.is_some() {
+            flags |= CLONE_INTO_CGROUP;
+        }
+        let args = CloneArgs {
+            flags,
+            pidfd: pidfd as u64,
+            exit_signal: libc::SIGCHLD as u64,
+            stack: stack as u64,
+            stack_size: STACK_BYTES as u64,
+            cgroup: manner.cgroup.unwrap_or(0) as u64,
+            ..CloneArgs::default()
+        };
+        // SAFETY: clone3(2) with a stack that is this thread's alone and VFORK: we sleep until the child needs neither it nor `order`.
+        unsafe {
+            let args = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
+            clone_running(libc::SYS_clone3, args, child_main, data)
+        }
+    } else {
+        let top = stack as usize + STACK_BYTES;
+        // SAFETY: clone(2); as above. The third argument is where CLONE_PIDFD writes.
+        unsafe {
+            let args = [flags as usize | libc::SIGCHLD as usize, top, pidfd as usize, 0, 0];
+            clone_running(libc::SYS_clone, args, child_main, data)
+        }
+    };
+    check(result).map(|pid| pid as u32).map_err(io::Error::from_raw_os_error)
+}
+
+/// A result of a raw system call; an error is the errno.
+fn check(result: isize) -> Result<usize, i32> {
+    if result < 0 { Err((-result) as i32) } else { Ok(result as usize) }
+}
+
+// ── stacks and signals, in the parent ──
+
+struct Stack(*mut c_void);
+
+impl Stack {
+    /// mmap(2).
+    fn new() -> io::Result<Stack> {
+        // SAFETY: fresh anonymous memory.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                STACK_BYTES + GUARD_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: mprotect(2) of the first page of that mapping.
+        unsafe { libc::mprotect(base, GUARD_BYTES, libc::PROT_NONE) };
+        Ok(Stack(base))
+    }
+
+    fn bottom(&self) -> *mut c_void {
+        self.0.wrapping_byte_add(GUARD_BYTES)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: munmap(2) of our own mapping; no child runs on it: we slept until it did not.
+        unsafe { libc::munmap(self.0, STACK_BYTES + GUARD_BYTES) };
+    }
+}
+
+thread_local! {
+    /// Kept from one spawn to the next.
+    static STACK: Cell<Option<Stack>> = const { Cell::new(None) };
+    /// The stop signals that the half-born child took in our place, as bits. The child shares this thread's storage.
+    static SWALLOWED: Cell<u64> = const { Cell::new(0) };
+}
+
+fn with_stack<T>(f: impl FnOnce(*mut c_void) -> io::Result<T>) -> io::Result<T> {
+    // Where the thread's storage is gone already a stack is made for this once.
+    let stack = match STACK.try_with(Cell::take).ok().flatten() {
+        Some(stack) => stack,
+        None => Stack::new()?,
+    };
+    let result = f(stack.bottom());
+    let _ = STACK.try_with(|kept| kept.set(Some(stack)));
+    result
+}
+
+/// All of them, also those libc keeps for itself. rt_sigprocmask(2).
+fn block_all_signals() -> u64 {
+    let (all, mut before) = (!0u64, 0u64);
+    // SAFETY: two sets of eight bytes.
+    unsafe {
+        let args = [libc::SIG_SETMASK as usize, ptr::from_ref(&all) as usize, ptr::from_mut(&mut before) as usize, 8, 0];
+        call(libc::SYS_rt_sigprocmask, args);
+    }
+    before
+}
+
+fn restore_signals(mask: u64) {
+    // SAFETY: as above.
+    unsafe { call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, ptr::from_ref(&mask) as usize, 0, 8, 0]) };
+}
+
+/// What the child's handler took in place of the program is sent to it again.
+fn send_on_stops(raw_pidfd: RawFd) {
+    let swallowed = SWALLOWED.get();
+    if swallowed == 0 {
+        return;
+    }
+    for signal in STOPS.into_iter().filter(|signal| swallowed & bit(*signal) != 0) {
+        let _ = super::process::signal_unborn(raw_pidfd, signal);
+    }
+}
+
+fn bit(signal: i32) -> u64 {
+    1u64.wrapping_shl(signal as u32 - 1)
+}
+
+// ── the child ──
+
+/// Signals whose default action would stop the child while its parent is suspended.
+const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+struct Order<'a> {
+    script: &'a Script,
+    manner: Manner,
+    report: &'a Report,
+}
+
+type Step = Result<(), (u32, i32)>;
+
+/// The child's first and last function.
+///
+/// # Safety
+///
+/// `data` is an [`Order`] that lives until the child has exec'd or exited.
+unsafe extern "C" fn child_main(data: *const c_void) -> ! {
+    // SAFETY: the caller's.
+    let order = unsafe { &*data.cast::<Order<'_>>() };
+    let (failed, errno) = match prepare(order) {
+        Ok(()) => (AT_EXEC, execute(order.script)),
+        Err(failure) => failure,
+    };
+    order.report.errno.store(errno, Ordering::Release);
+    order.report.failed.store(failed, Ordering::Release);
+    loop {
+        // SAFETY: exit_group(2) does not return.
+        unsafe { call(libc::SYS_exit_group, [127, 0, 0, 0, 0]) };
+    }
+}
+
+fn prepare(order: &Order<'_>) -> Step {
+    let Order { script, manner, .. } = order;
+    // Before anything else that touches a descriptor: until then the table is the parent's.
+    own_table(manner.table).map_err(|errno| (AT_TABLE, errno))?;
+    // Before anything is unblocked: a handler of the host would run here, in its memory.
+    set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno))?;
+    sweep(script.sweep).map_err(|errno| (AT_DESCRIPTORS, errno))?;
+    install(script).map_err(|errno| (AT_DESCRIPTORS, errno))?;
+    for (i, act) in script.acts.iter().enumerate() {
+        perform(act).map_err(|errno| (AT_ACTS.wrapping_add(i as u32), errno))?;
+    }
+    Ok(())
+}
+
+/// Raw and checked.
+fn sys(number: libc::c_long, args: [usize; 5]) -> Result<usize, i32> {
+    // SAFETY: every pointer among the arguments comes from the script, which outlives the child's use of it, or from a local.
+    check(unsafe { call(number, args) })
+}
+
+fn own_table(table: Table) -> Result<(), i32> {
+    let Table::SharedBelow(end) = table else { return Ok(()) };
+    const CLOSE_RANGE_UNSHARE: usize = 2;
+    let closed = sys(libc::SYS_close_range, [end as usize, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0]);
+    closed.or_else(|_| sys(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0])).map(drop)
+}
+
+fn set_dispositions(script: &Script, manner: Manner) -> Result<(), i32> {
+    if !(manner.clone3 && manner.clear_handlers) || script.reset_ignored {
+        reset_handlers(script.reset_ignored)?;
+    }
+    // Rust programs ignore SIGPIPE; the programs they start do not expect that.
+    set_action(libc::SIGPIPE, libc::SIG_DFL)?;
+    for signal in &script.ignored {
+        set_action(*signal, libc::SIG_IGN)?;
+    }
+    // A stop now would suspend our parent with us, for as long as nobody continues us.
+    STOPS.into_iter().try_for_each(swallow)
+}
+
+fn reset_handlers(also_ignored: bool) -> Result<(), i32> {
+    let mut signal = 1;
+    while signal < SIGNALS_END {
+        let mut old = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+        let known = sys(libc::SYS_rt_sigaction, [signal as usize, 0, ptr::from_mut(&mut old) as usize, 8, 0]).is_ok();
+        let caught = old.handler != libc::SIG_DFL && old.handler != libc::SIG_IGN;
+        if known && (caught || also_ignored && old.handler == libc::SIG_IGN) {
+            set_action(signal, libc::SIG_DFL)?;
+        }
+        signal = signal.wrapping_add(1);
+    }
+    Ok(())
+}
+
+fn set_action(signal: i32, handler: usize) -> Result<(), i32> {
+    let new = KernelSigaction { handler, flags: 0, restorer: 0, mask: 0 };
+    sys(libc::SYS_rt_sigaction, [signal as usize, ptr::from_ref(&new) as usize, 0, 8, 0]).map(drop)
+}
+
+fn swallow(signal: i32) -> Result<(), i32> {
+    let (restorer, flag) = signal_restorer();
+    let new = KernelSigaction { handler: note_stop as *const () as usize, flags: flag, restorer, mask: !0 };
+    let mut old = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let args = [signal as usize, ptr::from_ref(&new) as usize, ptr::from_mut(&mut old) as usize, 8, 0];
+    sys(libc::SYS_rt_sigaction, args)?;
+    // Ignored by the host, and so by the program: an ignored stop stops nobody.
+    if old.handler == libc::SIG_IGN { set_action(signal, libc::SIG_IGN) } else { Ok(()) }
+}
+
+extern "C" fn note_stop(signal: i32) {
+    SWALLOWED.set(SWALLOWED.get() | bit(signal));
+}
+
+fn sweep(sweep: Sweep) -> Result<(), i32> {
+    const CLOSE_RANGE_CLOEXEC: usize = 4;
+    match sweep {
+        Sweep::Nothing => Ok(()),
+        Sweep::Range => sys(libc::SYS_close_range, [3, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0]).map(drop),
+        Sweep::UpTo(last) => {
+            let mut fd = 3;
+            while fd <= last {
+                // EBADF: not open.
+                let _ = set_cloexec(fd, true);
+                fd = fd.wrapping_add(1);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn set_cloexec(fd: RawFd, on: bool) -> Result<usize, i32> {
+    let flag = if on { libc::FD_CLOEXEC as usize } else { 0 };
+    sys(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, flag, 0, 0])
+}
+
+/// Puts the descriptors where the program expects them; never onto one that is still needed.
+fn install(script: &Script) -> Result<(), i32> {
+    for fd in &script.kept {
+        set_cloexec(*fd, false)?;
+    }
+    for this in script.moves.iter().filter(|this| this.lift) {
+        let args = [this.from as usize, libc::F_DUPFD_CLOEXEC as usize, script.lift_to as usize, 0, 0];
+        this.lifted.store(sys(libc::SYS_fcntl, args)? as RawFd, Ordering::Relaxed);
+    }
+    for this in &script.moves {
+        let from = if this.lift { this.lifted.load(Ordering::Relaxed) } else { this.from };
+        if from == this.to {
+            set_cloexec(from, false)?;
+        } else {
+            sys(libc::SYS_dup3, [from as usize, this.to as usize, 0, 0, 0])?;
+        }
+    }
+    if script.stderr_is_stdout {
+        sys(libc::SYS_dup3, [1, 2, 0, 0, 0])?;
+    }
+    Ok(())
+}
+
+fn perform(act: &Act) -> Result<(), i32> {
+    match act {
+        Act::NewSession => sys(libc::SYS_setsid, [0; 5]),
+        Act::JoinGroup(group) => sys(libc::SYS_setpgid, [0, *group as usize, 0, 0, 0]),
+        Act::TakeTerminal(fd) => sys(libc::SYS_ioctl, [*fd as usize, libc::TIOCSCTTY as usize, 0, 0, 0]),
+        Act::DropTerminal(fd) => sys(libc::SYS_ioctl, [*fd as usize, libc::TIOCNOTTY as usize, 0, 0, 0]),
+        Act::Foreground(fd) => foreground(*fd),
+        Act::Unshare(flags) => sys(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0]),
+        Act::WriteFile(_, path, bytes) => write_file(path, bytes),
+        Act::Chroot(path) => sys(libc::SYS_chroot, [path.as_ptr() as usize, 0, 0, 0, 0]),
+        Act::Chdir(path) => sys(libc::SYS_chdir, [path.as_ptr() as usize, 0, 0, 0, 0]),
+        Act::ChdirFd(fd) => sys(libc::SYS_fchdir, [*fd as usize, 0, 0, 0, 0]),
+        Act::Umask(mask) => sys(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0]),
+        Act::Nice(by) => nice(*by),
+        Act::Limit { resource, soft, hard } => limit(*resource, *soft, *hard),
+        Act::Affinity(cpus) => {
+            sys(libc::SYS_sched_setaffinity, [0, cpus.len().wrapping_mul(8), cpus.as_ptr() as usize, 0, 0])
+        }
+        Act::IoPriority(value) => sys(libc::SYS_ioprio_set, [1, 0, *value as usize, 0, 0]),
+        Act::Scheduler { policy, priority } => {
+            sys(libc::SYS_sched_setscheduler, [0, *policy as usize, ptr::from_ref(priority) as usize, 0, 0])
+        }
+        Act::DropBounding(capability) => prctl(libc::PR_CAPBSET_DROP, *capability as usize),
+        Act::RaiseAmbient(capabilities) => raise_ambient(capabilities),
+        Act::KeepCapabilities => prctl(libc::PR_SET_KEEPCAPS, 1),
+        Act::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
+        Act::Groups(groups) => sys(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0]),
+        Act::Gid(gid) => sys(libc::SYS_setresgid, [*gid as usize, *gid as usize, *gid as usize, 0, 0]),
+        Act::Uid(uid) => sys(libc::SYS_setresuid, [*uid as usize, *uid as usize, *uid as usize, 0, 0]),
+        Act::ParentDeath(signal, parent) => parent_death(*signal, *parent),
+        Act::Trace => sys(libc::SYS_ptrace, [libc::PTRACE_TRACEME as usize, 0, 0, 0, 0]),
+    }
+    .map(drop)
+}
+
+fn prctl(option: i32, value: usize) -> Result<usize, i32> {
+    sys(libc::SYS_prctl, [option as usize, value, 0, 0, 0])
+}
+
+fn foreground(terminal: RawFd) -> Result<usize, i32> {
+    // A background group that does this is sent SIGTTOU; all signals are blocked here.
+    let group = sys(libc::SYS_getpgid, [0; 5])? as i32;
+    sys(libc::SYS_ioctl, [terminal as usize, libc::TIOCSPGRP as usize, ptr::from_ref(&group) as usize, 0, 0])
+}
+
+fn write_file(path: &CString, bytes: &[u8]) -> Result<usize, i32> {
+    let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
+    let fd = sys(libc::SYS_openat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags, 0, 0])?;
+    let written = sys(libc::SYS_write, [fd, bytes.as_ptr() as usize, bytes.len(), 0, 0]);
+    let _ = sys(libc::SYS_close, [fd, 0, 0, 0, 0]);
+    written
+}
+
+fn nice(by: i32) -> Result<usize, i32> {
+    // The raw call answers 20 - nice.
+    let now = 20i32.wrapping_sub(sys(libc::SYS_getpriority, [0; 5])? as i32);
+    let wanted = now.wrapping_add(by).clamp(-20, 19);
+    sys(libc::SYS_setpriority, [0, 0, wanted as usize, 0, 0])
+}
+
+fn limit(resource: u32, soft: u64, hard: u64) -> Result<usize, i32> {
+    let new = [soft, hard];
+    sys(libc::SYS_prlimit64, [0, resource as usize, new.as_ptr() as usize, 0, 0])
+}
+
+/// capset(2) for the inheritable ones, then prctl(PR_CAP_AMBIENT).
+fn raise_ambient(capabilities: &[u32]) -> Result<usize, i32> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    // (effective, permitted, inheritable), twice 32 bits of each.
+    let mut data = [0u32; 6];
+    sys(libc::SYS_capget, [header.as_ptr() as usize, data.as_mut_ptr() as usize, 0, 0, 0])?;
+    for capability in capabilities {
+        let bit = 1u32.wrapping_shl(*capability % 32);
+        let [_, low_permitted, low_inheritable, _, high_permitted, high_inheritable] = &mut data;
+        let (permitted, inheritable) =
+            if *capability < 32 { (low_permitted, low_inheritable) } else { (high_permitted, high_inheritable) };
+        *permitted |= bit;
+        *inheritable |= bit;
+    }
+    sys(libc::SYS_capset, [header.as_ptr() as usize, data.as_ptr() as usize, 0, 0, 0])?;
+    for capability in capabilities {
+        let raise = libc::PR_CAP_AMBIENT_RAISE as usize;
+        sys(libc::SYS_prctl, [libc::PR_CAP_AMBIENT as usize, raise, *capability as usize, 0, 0])?;
+    }
+    Ok(0)
+}
+
+fn parent_death(signal: i32, parent: u32) -> Result<usize, i32> {
+    prctl(libc::PR_SET_PDEATHSIG, signal as usize)?;
+    // It may have died before we asked.
+    if parent != 0 && sys(libc::SYS_getppid, [0; 5])? != parent as usize {
+        return Err(libc::ESRCH);
+    }
+    Ok(0)
+}
+
+/// Only returns, with the errno, when no path could be executed.
+fn execute(script: &Script) -> i32 {
+    let mask = script.mask;
+    // The last call before the exec: from here on a signal may kill the child, and its status will tell.
+    let _ = sys(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, ptr::from_ref(&mask) as usize, 0, 8, 0]);
+    let mut errno = libc::ENOENT;
+    for path in &script.paths {
+        let args = [path.as_ptr() as usize, script.argv.pointers.as_ptr() as usize, script.envp.pointers.as_ptr() as usize, 0, 0];
+        match sys(libc::SYS_execve, args) {
+            Err(libc::ENOENT | libc::ENOTDIR) => {}
+            Err(libc::EACCES) => errno = libc::EACCES,
+            Err(other) => return other,
+            Ok(_) => {}
+        }
+    }
+    errno
+}
