@@ -108,8 +108,8 @@ pub(crate) struct Extra {
     pub(crate) captures: [Option<Capture>; 2],
     /// stdout and stderr, when they are complete or cut: the bytes and how many were left out.
     pub(crate) results: [Option<(Vec<u8>, u64)>; 2],
-    held_open: HeldOpen,
-    cancel_failed: Option<Arc<str>>,
+    pub(crate) held_open: HeldOpen,
+    pub(crate) cancel_failed: Option<Arc<str>>,
 }
 
 /// What a cell is made of.

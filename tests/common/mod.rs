@@ -1,6 +1,6 @@
 //! What several test files need: a test that runs again as a process of its own, what a process has open, visible skips. Knows no
 //! promise.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::fs::File;
 use std::io::{Read, Write};
