@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::command::Command;
@@ -177,6 +178,19 @@ impl Child {
     /// As [`Child::wait`].
     pub fn wait_timeout(&self, limit: Duration) -> Result<Option<Exit>> {
         self.cell.wait(Instant::now().checked_add(limit))
+    }
+
+    /// As [`Child::wait`], for any runtime: needs none in particular.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing; the child runs on.
+    pub fn wait_async(&self) -> impl Future<Output = Result<Exit>> + Send + '_ {
+        self.cell.close_untaken_stdin();
+        std::future::poll_fn(|cx| match self.cell.wake_at_exit(cx.waker()) {
+            true => Poll::Pending,
+            false => Poll::Ready(self.try_wait().and_then(sure)),
+        })
     }
 
     /// Waits until it is dead and its captured or piped streams are complete or cut, and gives what it wrote. As

@@ -366,11 +366,9 @@ impl Command {
 
     /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
     pub(crate) fn is_plain(&self) -> bool {
-        let needs_reading = |s: &Option<Stdio>| matches!(s, Some(Stdio(Kind::Piped | Kind::Captured(_) | Kind::Bytes(_))));
-        self.contexts.is_empty()
-            && self.timeout.is_none()
-            && !self.group
-            && !self.stdio.iter().any(needs_reading)
+        let needs_reading =
+            |s: &Option<Stdio>| matches!(s, Some(Stdio(Kind::Piped | Kind::Captured(_) | Kind::Bytes(_))));
+        self.contexts.is_empty() && self.timeout.is_none() && !self.group && !self.stdio.iter().any(needs_reading)
     }
 
     /// What `execve` takes, or why it cannot.
@@ -433,7 +431,9 @@ impl Command {
         let [stdin, stdout, stderr] = self.stdio.each_ref().map(|s| s.as_ref().map(|s| &s.0));
         match (stdin, stdout, stderr) {
             (Some(Kind::Captured(_)), ..) => Err(self.invalid("stdin cannot be captured")),
-            (_, Some(Kind::Bytes(_)), _) | (.., Some(Kind::Bytes(_))) => Err(self.invalid("only stdin can be fed with bytes")),
+            (_, Some(Kind::Bytes(_)), _) | (.., Some(Kind::Bytes(_))) => {
+                Err(self.invalid("only stdin can be fed with bytes"))
+            }
             (Some(Kind::SameAsStdout), ..) | (_, Some(Kind::SameAsStdout), _) => {
                 Err(self.invalid("only stderr can be the same as stdout"))
             }

@@ -293,7 +293,9 @@ impl Context {
     ///
     /// [`ErrorKind::InvalidInput`] if it cannot be polled, as regular files.
     pub fn from_fd(fd: OwnedFd, when: When) -> Result<Context> {
-        let refused = |e: std::io::Error| Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(e);
+        let refused = |e: std::io::Error| {
+            Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(e)
+        };
         let stat = rustix::fs::fstat(&fd).map_err(|e| refused(e.into()))?;
         let file_type = rustix::fs::FileType::from_raw_mode(stat.st_mode);
         if file_type.is_file() || file_type.is_dir() {
@@ -558,7 +560,8 @@ fn unlink(node: &mut Node) -> Option<Context> {
 }
 
 fn new_eventfd() -> Result<OwnedFd> {
-    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| Error::os(Stage::Register, e.into()))?;
+    let fd =
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| Error::os(Stage::Register, e.into()))?;
     Ok(crate::spawn::raise(fd))
 }
 

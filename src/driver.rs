@@ -352,7 +352,8 @@ mod tests {
     fn a_loop_that_panics_goes_on_once_and_then_says_that_it_died() {
         let driver = Driver::new().unwrap();
         let ctx = Context::new();
-        let child = driver.spawn(Command::new("sleep").arg("60").context(&ctx).stdout(crate::Stdio::captured())).unwrap();
+        let child =
+            driver.spawn(Command::new("sleep").arg("60").context(&ctx).stdout(crate::Stdio::captured())).unwrap();
         panic_in(&driver, 1);
         while PANICS.load(Ordering::SeqCst) > 0 {
             thread::yield_now();

@@ -321,10 +321,8 @@ impl Error {
 
     /// Whether a retry may succeed without any change: no descriptors, no process slots, no memory, a busy program file.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self.0.kind,
-            ErrorKind::NoDescriptors | ErrorKind::NoProcessSlots | ErrorKind::NoMemory
-        ) || self.raw_os_error() == Some(libc::ETXTBSY)
+        matches!(self.0.kind, ErrorKind::NoDescriptors | ErrorKind::NoProcessSlots | ErrorKind::NoMemory)
+            || self.raw_os_error() == Some(libc::ETXTBSY)
     }
 
     fn io_kind(&self) -> io::ErrorKind {
@@ -382,18 +380,14 @@ impl Error {
         match (e.kind, &e.exit, &e.cause, e.stage) {
             (ErrorKind::Unsuccessful, Some(exit), ..) => write!(f, "{exit}"),
             (ErrorKind::StatusLost, ..) => f.write_str("the exit status was taken by somebody else"),
-            (ErrorKind::OutputCut, ..) => {
-                f.write_str("somebody still held its output open when reading was ended")
-            }
+            (ErrorKind::OutputCut, ..) => f.write_str("somebody still held its output open when reading was ended"),
             (ErrorKind::CancelFailed, ..) => f.write_str("canceling the command failed"),
             (ErrorKind::StreamUsed, ..) => f.write_str("a stream that serves one spawn was already used"),
             (ErrorKind::Forked, ..) => f.write_str("this handle was made before the process forked"),
             (ErrorKind::ReactorDied, ..) => f.write_str("the reactor thread died"),
             (ErrorKind::ShutDown, ..) => f.write_str("shutting down: nothing is started any more"),
             (ErrorKind::NoSuchChild, ..) => f.write_str("no such child"),
-            (ErrorKind::RelativeLookup, ..) => {
-                f.write_str("cannot run executable found relative to current directory")
-            }
+            (ErrorKind::RelativeLookup, ..) => f.write_str("cannot run executable found relative to current directory"),
             (ErrorKind::InvalidInput, ..) => f.write_str("invalid command"),
             (ErrorKind::Unsupported, ..) => f.write_str("not supported here"),
             (_, Some(exit), Some(cause), _) => write!(f, "stopped ({cause}), {exit}"),
@@ -407,7 +401,9 @@ impl Error {
 
     /// The end of the captured stderr, on a line of its own.
     fn write_stderr(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(captured) = &self.0.captured else { return Ok(()) };
+        let Some(captured) = &self.0.captured else {
+            return Ok(());
+        };
         let stderr = captured.stderr.trim_ascii();
         if stderr.is_empty() || self.0.exit.is_none() {
             return Ok(());

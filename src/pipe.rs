@@ -172,7 +172,9 @@ impl Sink {
 
     /// How much the next read may take: what the buffer has spare, after making room that grows with what is there already.
     fn make_room(&mut self, at_most: usize) -> usize {
-        let Sink::Whole(bytes) = self else { return PIPE_FULL_BYTES.min(at_most) };
+        let Sink::Whole(bytes) = self else {
+            return PIPE_FULL_BYTES.min(at_most);
+        };
         if bytes.len() == bytes.capacity() {
             bytes.reserve(bytes.len().clamp(READ_MIN_BYTES, READ_MAX_BYTES));
         }
@@ -206,7 +208,9 @@ impl Sink {
     }
 
     fn keep_ends(&mut self, mut new: &[u8]) {
-        let Sink::Ends { head, head_max, tail, tail_max, omitted_bytes, .. } = self else { return };
+        let Sink::Ends { head, head_max, tail, tail_max, omitted_bytes, .. } = self else {
+            return;
+        };
         let (first, rest) = new.split_at(new.len().min(*head_max - head.len()));
         head.extend_from_slice(first);
         new = rest;

@@ -259,7 +259,9 @@ fn choose_manner(plan: &Plan<'_>, table_end: Option<u32>) -> Manner {
 fn learn_from(error: &io::Error, manner: Manner) -> bool {
     match error.raw_os_error() {
         // Hidden by an older kernel or a sandbox (which also answers EPERM); plain clone cannot be.
-        Some(libc::ENOSYS | libc::EPERM) if manner.clone3 && manner.cgroup.is_none() => remember_refusal(&REFUSED.clone3),
+        Some(libc::ENOSYS | libc::EPERM) if manner.clone3 && manner.cgroup.is_none() => {
+            remember_refusal(&REFUSED.clone3)
+        }
         // Before Linux 5.5.
         Some(libc::EINVAL) if manner.clear_handlers => remember_refusal(&REFUSED.clear_handlers),
         // A `struct clone_args` of before 5.7.
@@ -497,7 +499,9 @@ fn paths(plan: &Plan<'_>) -> Result<Vec<CString>> {
 }
 
 fn candidates(program: &OsStr, search: &OsStr) -> Vec<PathBuf> {
-    let dir = |dir: &[u8]| if dir.is_empty() { Path::new(".").join(program) } else { Path::new(OsStr::from_bytes(dir)).join(program) };
+    let dir = |dir: &[u8]| {
+        if dir.is_empty() { Path::new(".").join(program) } else { Path::new(OsStr::from_bytes(dir)).join(program) }
+    };
     search.as_bytes().split(|byte| *byte == b':').map(dir).collect()
 }
 
@@ -507,7 +511,9 @@ fn look_up(program: &OsStr, candidates: Vec<PathBuf>) -> Result<PathBuf> {
     for path in candidates {
         match is_executable(&path) {
             Ok(true) if path.is_absolute() => return Ok(path),
-            Ok(true) => return Err(Error::new(ErrorKind::RelativeLookup).at(Stage::Lookup).about(path)),
+            Ok(true) => {
+                return Err(Error::new(ErrorKind::RelativeLookup).at(Stage::Lookup).about(path));
+            }
             Ok(false) => errno = libc::EACCES,
             Err(libc::EACCES) => errno = libc::EACCES,
             Err(_) => {}

@@ -21,16 +21,8 @@ pub(crate) enum Kind {
     Nested = 7,
 }
 
-const KINDS: [Kind; 8] = [
-    Kind::Child,
-    Kind::Stdin,
-    Kind::Stdout,
-    Kind::Stderr,
-    Kind::Context,
-    Kind::Source,
-    Kind::Wake,
-    Kind::Nested,
-];
+const KINDS: [Kind; 8] =
+    [Kind::Child, Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Context, Kind::Source, Kind::Wake, Kind::Nested];
 
 const GENERATION_BITS: u32 = 29;
 const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready};
-use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Signal, Step, Stdio};
+use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Signal, Stdio, Step};
 
 const MOMENT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(3600);
@@ -168,7 +168,12 @@ fn a17_a_stream_held_after_a_clean_exit_is_an_error() {
 #[test]
 fn a18_a_non_success_is_blamed_before_the_held_stream() {
     let mut command = holding("exit 3");
-    let error = command.stdout(Stdio::captured()).stderr(Stdio::captured()).wait_delay(Duration::from_millis(10)).run().unwrap_err();
+    let error = command
+        .stdout(Stdio::captured())
+        .stderr(Stdio::captured())
+        .wait_delay(Duration::from_millis(10))
+        .run()
+        .unwrap_err();
     assert_eq!((error.kind(), error.exit().unwrap().code()), (ErrorKind::Unsuccessful, Some(3)));
     assert!(error.exit().unwrap().output_held_open());
     kill_holder(&error.output().unwrap().stdout);
@@ -399,8 +404,9 @@ fn a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
 #[test]
 fn sigterm_reaches_a_stopped_child() {
     let ctx = Context::new();
-    let (child, _stdout) =
-        spawn_ready(sh("echo ready; kill -STOP $$; exec sleep 60").context(&ctx).cancel(Cancel::Signal(Signal::SIGTERM)));
+    let (child, _stdout) = spawn_ready(
+        sh("echo ready; kill -STOP $$; exec sleep 60").context(&ctx).cancel(Cancel::Signal(Signal::SIGTERM)),
+    );
     eventually("it is stopped", || common::state(child.id()) == Some('T'));
     ctx.cancel();
     assert_eq!(child.wait_timeout(SOON).unwrap().unwrap().signal(), Some(Signal::SIGTERM));

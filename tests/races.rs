@@ -115,9 +115,7 @@ fn waiters_that_time_out_hand_the_child_back() {
         let child = Command::new("sleep").arg("0.005").spawn().unwrap();
         thread::scope(|scope| {
             for _ in 0..3 {
-                scope.spawn(|| {
-                    while child.wait_timeout(std::time::Duration::from_millis(1)).unwrap().is_none() {}
-                });
+                scope.spawn(|| while child.wait_timeout(std::time::Duration::from_millis(1)).unwrap().is_none() {});
             }
         });
         assert!(child.wait().unwrap().success());

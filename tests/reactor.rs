@@ -93,9 +93,8 @@ fn an_id_of_another_reactor_names_nobody() {
 #[test]
 fn captured_streams_and_taken_streams() {
     let mut reactor = Reactor::new().unwrap();
-    let id = reactor
-        .spawn(Command::new("cat").stdin(Stdio::bytes(vec![b'x'; 1 << 20])).stdout(Stdio::captured()))
-        .unwrap();
+    let id =
+        reactor.spawn(Command::new("cat").stdin(Stdio::bytes(vec![b'x'; 1 << 20])).stdout(Stdio::captured())).unwrap();
     let ended = next(&mut reactor);
     assert_eq!((ended.id(), ended.into_output().stdout.len()), (id, 1 << 20));
 
@@ -168,6 +167,7 @@ fn a_thousand_children_in_a_reactor_nested_in_a_bare_epoll_loop() {
 
 fn nested(flags: epoll::EventFlags) {
     const CHILDREN: usize = 1000;
+    pidloop::init().unwrap();
     let before = open_descriptors();
     {
         let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
@@ -194,7 +194,8 @@ fn nested(flags: epoll::EventFlags) {
             turns += 1;
             reactor.turn(Some(Duration::ZERO)).unwrap();
             while let Some(child) = reactor.next_exit() {
-                let killed = child.exit().signal() == Some(Signal::SIGKILL) && child.exit().cause() == Some(&Cause::Cancelled);
+                let killed =
+                    child.exit().signal() == Some(Signal::SIGKILL) && child.exit().cause() == Some(&Cause::Cancelled);
                 assert!(killed || child.exit().success() && child.exit().cause().is_none(), "{:?}", child.exit());
                 ended += 1;
             }

@@ -235,9 +235,13 @@ impl Cell {
 
     /// Enters the pidfd and our ends of the pipes in the epoll set.
     fn watch(&self, life: &mut Life) -> Result<()> {
-        let Some(token) = life.token else { return Ok(()) };
+        let Some(token) = life.token else {
+            return Ok(());
+        };
         self.core.register_readable(life.pidfd(), token)?;
-        let Some(extra) = &mut life.extra else { return Ok(()) };
+        let Some(extra) = &mut life.extra else {
+            return Ok(());
+        };
         if let Some(feed) = &extra.feed {
             self.core.register_writable(feed.fd.as_fd(), token.of_kind(Kind::Stdin))?;
         }
@@ -265,7 +269,9 @@ impl Cell {
     }
 
     fn watch_streams(&self, life: &mut Life, token: Token) -> Result<()> {
-        let Some(extra) = &life.extra else { return Ok(()) };
+        let Some(extra) = &life.extra else {
+            return Ok(());
+        };
         for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
             if let Some(capture) = capture {
                 self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
@@ -354,7 +360,8 @@ impl Cell {
     /// A signal of the caller's own: no stop, no cause.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         self.core.check_ours()?;
-        self.with(|life| life.send(signal)).map_err(|e| self.error(ErrorKind::Io).saying(format!("{signal}")).because(e))
+        self.with(|life| life.send(signal))
+            .map_err(|e| self.error(ErrorKind::Io).saying(format!("{signal}")).because(e))
     }
 
     /// The handle is gone.
@@ -425,8 +432,12 @@ impl Cell {
     }
 
     fn pump_feed(&self, life: &mut Life) -> bool {
-        let Some(extra) = &mut life.extra else { return false };
-        let Some(feed) = &mut extra.feed else { return false };
+        let Some(extra) = &mut life.extra else {
+            return false;
+        };
+        let Some(feed) = &mut extra.feed else {
+            return false;
+        };
         match feed.pump() {
             Pumped::More => true,
             Pumped::Ended => {
@@ -439,7 +450,9 @@ impl Cell {
     }
 
     fn pump_capture(self: &Arc<Cell>, life: &mut Life, which: usize, hung_up: bool) -> bool {
-        let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else { return false };
+        let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
+            return false;
+        };
         match capture.pump(hung_up) {
             Pumped::More => true,
             Pumped::Blocked => false,
@@ -457,7 +470,9 @@ impl Cell {
 
     fn end_capture(&self, life: &mut Life, which: usize, held: bool) {
         let Some(extra) = &mut life.extra else { return };
-        let Some(capture) = extra.captures[which].take() else { return };
+        let Some(capture) = extra.captures[which].take() else {
+            return;
+        };
         self.core.deregister(capture.fd.as_fd());
         let flag = if which == 0 { &mut extra.held_open.stdout } else { &mut extra.held_open.stderr };
         *flag |= held;
@@ -474,7 +489,9 @@ impl Cell {
 
     /// Reaps a child that the caller owns, if it is dead.
     fn try_reap(self: &Arc<Cell>, life: &mut Life) {
-        let Some(pidfd) = life.pidfd.clone() else { return };
+        let Some(pidfd) = life.pidfd.clone() else {
+            return;
+        };
         // Deregistered before it is reaped: reaping raises one more edge, which an outer loop would hear.
         if !life.traced {
             self.core.deregister(pidfd.as_fd());
@@ -555,8 +572,12 @@ impl Cell {
 
     /// One clock: it is started once, and may be brought forward.
     fn start_delay(self: &Arc<Cell>, life: &mut Life, delay: Option<Duration>) {
-        let (Some(delay), Some(token)) = (delay, life.token) else { return };
-        let Some(at) = Instant::now().checked_add(delay) else { return };
+        let (Some(delay), Some(token)) = (delay, life.token) else {
+            return;
+        };
+        let Some(at) = Instant::now().checked_add(delay) else {
+            return;
+        };
         match life.extra().delay {
             Delay::Over => return self.feed(life, Event::DelayOver),
             Delay::At(armed) if armed <= at => return,
@@ -570,7 +591,9 @@ impl Cell {
     /// Takes the next step of the ladder, and arms the time it has.
     fn next_step(self: &Arc<Cell>, life: &mut Life) {
         let dead = life.ended.is_some();
-        let Some(rung) = life.extra().ladder.advance() else { return };
+        let Some(rung) = life.extra().ladder.advance() else {
+            return;
+        };
         if !dead && life.has_exited() {
             // Exit wins: the event is on its way. Nothing is sent, no cause is recorded.
             return;
@@ -582,7 +605,9 @@ impl Cell {
         if dead && life.extra().ladder.is_over() {
             return self.end_group_stop(life);
         }
-        let (Some(wait), Some(token)) = (rung.wait, life.token) else { return };
+        let (Some(wait), Some(token)) = (rung.wait, life.token) else {
+            return;
+        };
         if let Some(at) = Instant::now().checked_add(wait) {
             life.extra().ladder.due = Some(at);
             self.core.arm(at, (token, Clock::Step));
@@ -723,7 +748,9 @@ impl Cell {
 
     fn cut(self: &Arc<Cell>, life: &mut Life) {
         for which in 0..2 {
-            let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else { continue };
+            let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
+                continue;
+            };
             let held = capture.cut();
             self.end_capture(life, which, held);
         }
@@ -751,7 +778,9 @@ impl Cell {
     }
 
     fn give_back(&self, life: &mut Life) {
-        let Some(token) = life.token.take() else { return };
+        let Some(token) = life.token.take() else {
+            return;
+        };
         if let Some(Delay::At(at)) = life.extra.as_ref().map(|e| e.delay) {
             self.core.disarm(at, (token, Clock::Delay));
         }
@@ -774,11 +803,8 @@ impl Cell {
     /// While nobody else reaps it the caller does, by `waitid`: no hop through the loop.
     pub(crate) fn wait(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
         self.core.check_ours()?;
+        self.close_untaken_stdin();
         let mut life = self.lock();
-        if let Some(extra) = &mut life.extra {
-            // As std: a child that reads its stdin to the end would wait for us.
-            extra.piped[0] = None;
-        }
         loop {
             if let Some(exit) = &life.exit {
                 return Ok(Some(exit.clone()));
@@ -796,6 +822,13 @@ impl Cell {
                 Some(life) => life,
                 None => return Ok(None),
             };
+        }
+    }
+
+    /// As std: a child that reads its stdin to the end would wait for us.
+    pub(crate) fn close_untaken_stdin(&self) {
+        if self.core.is_ours() {
+            drop(self.take_piped(0));
         }
     }
 
@@ -899,10 +932,14 @@ impl Cell {
     pub(crate) fn capture_piped(self: &Arc<Cell>) -> Result<()> {
         self.with(|life| {
             let dead = life.exit.is_some();
-            let Some(extra) = &mut life.extra else { return Ok(()) };
+            let Some(extra) = &mut life.extra else {
+                return Ok(());
+            };
             extra.piped[0] = None;
             for which in 0..2 {
-                let Some(fd) = extra.piped[which + 1].take() else { continue };
+                let Some(fd) = extra.piped[which + 1].take() else {
+                    continue;
+                };
                 crate::pipe::set_nonblocking(fd.as_fd()).map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
                 let mut capture = Capture::new(fd, None::<Limit>);
                 match (dead, life.token) {
@@ -932,7 +969,9 @@ impl Cell {
     pub(crate) fn take_captured(&self) -> Captured {
         let mut life = self.lock();
         let mut captured = Captured::default();
-        let Some(extra) = &mut life.extra else { return captured };
+        let Some(extra) = &mut life.extra else {
+            return captured;
+        };
         let [stdout, stderr] = &mut extra.results;
         (captured.stdout, captured.stdout_omitted_bytes) = stdout.take().unwrap_or_default();
         (captured.stderr, captured.stderr_omitted_bytes) = stderr.take().unwrap_or_default();
@@ -942,7 +981,9 @@ impl Cell {
     /// A duplicate of the pidfd.
     pub(crate) fn pidfd(&self) -> Result<OwnedFd> {
         self.core.check_ours()?;
-        let Some(pidfd) = self.lock().pidfd.clone() else { return Err(self.error(ErrorKind::NoSuchChild)) };
+        let Some(pidfd) = self.lock().pidfd.clone() else {
+            return Err(self.error(ErrorKind::NoSuchChild));
+        };
         pidfd.try_clone().map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))
     }
 
@@ -1015,7 +1056,9 @@ impl Life {
     /// If SIGKILL was all that was sent and it did not die of that, it was not stopped: it had ended by itself in between.
     fn take_back_cause(&mut self) {
         let only_kill = self.sent.kill && !self.sent.other;
-        let Some((Some(status), _)) = self.ended else { return };
+        let Some((Some(status), _)) = self.ended else {
+            return;
+        };
         if only_kill && std::os::unix::process::ExitStatusExt::signal(&status) != Some(libc::SIGKILL) {
             self.cause = None;
         }
@@ -1024,7 +1067,11 @@ impl Life {
     /// Part of a stop: the cause is recorded, then the signal is sent.
     fn stop_with(&mut self, signal: Signal) {
         self.record_cause();
-        if signal == Signal::SIGKILL { self.sent.kill = true } else { self.sent.other = true }
+        if signal == Signal::SIGKILL {
+            self.sent.kill = true
+        } else {
+            self.sent.other = true
+        }
         let result = self.send(signal);
         if signal == Signal::SIGTERM {
             // A stopped child would not see it before it is continued.
@@ -1036,7 +1083,9 @@ impl Life {
     }
 
     fn send(&mut self, signal: Signal) -> std::io::Result<()> {
-        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        let Some(pidfd) = &self.pidfd else {
+            return Ok(());
+        };
         let reaped = self.ended.is_some() && !self.unreaped;
         process::send(pidfd.as_fd(), self.pid, self.scope, signal, reaped)
     }
@@ -1054,10 +1103,8 @@ impl Life {
 fn wait_until_exit(pidfd: BorrowedFd<'_>, until: Instant) {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let wait = Timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let wait =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         if process::wait_readable(pidfd, Some(wait)) || left.is_zero() {
             return;
         }

@@ -99,7 +99,8 @@ struct ContextSlot {
 impl Core {
     pub(crate) fn new(registry: Registry, collects: bool) -> Result<Core> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(setup)?;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).map_err(setup)?;
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).map_err(setup)?;
         let core = Core {
             registry,
             wake: crate::spawn::raise(wake),
@@ -140,10 +141,6 @@ impl Core {
         if tables.state == State::Open {
             tables.state = State::ShuttingDown;
         }
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.tables().state == State::Open
     }
 
     /// The loop is gone and nobody takes over: whoever waits is told.
@@ -288,10 +285,8 @@ impl Core {
     /// Relative, from a clock read before: never early.
     fn set_timer(&self, at: Instant) {
         let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        let value = Timespec {
-            tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX / 4),
-            tv_nsec: wait.subsec_nanos().into(),
-        };
+        let value =
+            Timespec { tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX / 4), tv_nsec: wait.subsec_nanos().into() };
         let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
             log::error!("pidloop: timerfd_settime: {error}");
@@ -311,7 +306,8 @@ impl Core {
             State::Dead => return Err(Error::new(ErrorKind::ReactorDied)),
         }
         let generation = next_generation();
-        let slot = tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None, deadline }) as u32;
+        let slot =
+            tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None, deadline }) as u32;
         let token = Token::new(Kind::Child, generation, slot);
         cell.set_token(token);
         let mut links = Vec::with_capacity(contexts.len());
@@ -415,7 +411,13 @@ impl Core {
     /// The next children of a context, from `cursor` on: at most `at_most`; says where to go on, if there are more.
     ///
     /// A child that enters behind the cursor is not missed: it reads the context's flag after entering, and the flag is set.
-    pub(crate) fn members(&self, token: Token, cursor: usize, at_most: usize, cells: &mut Vec<Arc<Cell>>) -> Option<usize> {
+    pub(crate) fn members(
+        &self,
+        token: Token,
+        cursor: usize,
+        at_most: usize,
+        cells: &mut Vec<Arc<Cell>>,
+    ) -> Option<usize> {
         let mut tables = self.tables();
         let tables = &mut *tables;
         let entry = tables.contexts.get(token.slot as usize).filter(|c| c.generation == token.generation)?;

@@ -232,7 +232,9 @@ impl Reactor {
     ///
     /// None: a reactor that cannot be turned reports all its children as survivors.
     pub fn shutdown(&mut self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
-        let Some(turning) = &mut self.turning else { return Vec::new() };
+        let Some(turning) = &mut self.turning else {
+            return Vec::new();
+        };
         shut_down(&self.core, grace, kill_after, |until| {
             while self.core.live() > 0 {
                 let left = until.saturating_duration_since(Instant::now());

@@ -100,6 +100,8 @@ impl Unread {
 impl Loop {
     /// `epoll_create1(2)` and the two descriptors of its own; `collects` keeps ended children for `next_exit`.
     pub(crate) fn new(collects: bool) -> Result<Loop> {
+        // What spawns share is opened with the first loop, not in the midst of them.
+        crate::spawn::init()?;
         let poll = Poll::new().map_err(|e| Error::os(Stage::Register, e))?;
         let registry = poll.registry().try_clone().map_err(|e| Error::os(Stage::Register, e))?;
         Ok(Loop {
@@ -135,7 +137,9 @@ impl Loop {
             Ok(()) => {}
             // A signal: the caller may want to look.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            Err(error) => return Err(Error::new(ErrorKind::Io).saying("epoll_wait").because(error)),
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Io).saying("epoll_wait").because(error));
+            }
         }
         let full = self.sort_events() == EVENTS_TURN_MAX;
         self.adopt();
@@ -184,7 +188,9 @@ impl Loop {
 
     fn serve_contexts(&mut self) {
         for token in self.batch.contexts.drain(..) {
-            let Some(context) = self.core.context(token) else { continue };
+            let Some(context) = self.core.context(token) else {
+                continue;
+            };
             let known = self.cancelling.iter().any(|(other, _)| *other == token);
             if context.look().is_some() && !known {
                 self.cancelling.push_back((token, 0));
@@ -229,8 +235,12 @@ impl Loop {
             self.unread.push(token, hung_up);
         }
         for _ in 0..self.unread.len().min(PIPES_TURN_MAX) {
-            let Some((token, hung_up)) = self.unread.pop() else { return };
-            let Some(cell) = self.core.child(token.of_kind(Kind::Child)) else { continue };
+            let Some((token, hung_up)) = self.unread.pop() else {
+                return;
+            };
+            let Some(cell) = self.core.child(token.of_kind(Kind::Child)) else {
+                continue;
+            };
             if cell.on_pipe(token.kind, hung_up) {
                 self.unread.push(token, hung_up);
             }
@@ -259,7 +269,9 @@ impl Loop {
     fn serve_nested(&mut self) {
         for token in std::mem::take(&mut self.batch.nested) {
             let slot = token.slot as usize;
-            let Some(inner) = self.adopted.get_mut(slot) else { continue };
+            let Some(inner) = self.adopted.get_mut(slot) else {
+                continue;
+            };
             if let Err(error) = inner.turn(Some(Duration::ZERO)) {
                 log::error!("pidloop: a reactor that was taken over failed: {error}");
                 inner.die();
@@ -284,7 +296,9 @@ impl Loop {
     /// Nobody will turn it any more: whoever waits is told.
     pub(crate) fn die(&mut self) {
         self.core.die();
-        for mut inner in self.inbox.take().into_iter().chain(std::mem::take(&mut self.adopted).into_iter().map(|(_, inner)| inner)) {
+        for mut inner in
+            self.inbox.take().into_iter().chain(std::mem::take(&mut self.adopted).into_iter().map(|(_, inner)| inner))
+        {
             inner.die();
         }
     }

@@ -76,10 +76,17 @@ pub(crate) enum Act {
     Umask(u32),
     /// By so much, as nice(2).
     Nice(i32),
-    Limit { resource: u32, soft: u64, hard: u64 },
+    Limit {
+        resource: u32,
+        soft: u64,
+        hard: u64,
+    },
     Affinity(Vec<u64>),
     IoPriority(i32),
-    Scheduler { policy: i32, priority: i32 },
+    Scheduler {
+        policy: i32,
+        priority: i32,
+    },
     DropBounding(u32),
     /// Makes them inheritable, and ambient.
     RaiseAmbient(Vec<u32>),
@@ -367,7 +374,8 @@ fn block_all_signals() -> u64 {
     let (all, mut before) = (!0u64, 0u64);
     // SAFETY: two sets of eight bytes.
     unsafe {
-        let args = [libc::SIG_SETMASK as usize, ptr::from_ref(&all) as usize, ptr::from_mut(&mut before) as usize, 8, 0];
+        let args =
+            [libc::SIG_SETMASK as usize, ptr::from_ref(&all) as usize, ptr::from_mut(&mut before) as usize, 8, 0];
         call(libc::SYS_rt_sigprocmask, args);
     }
     before
@@ -447,7 +455,9 @@ fn sys(number: libc::c_long, args: [usize; 5]) -> Result<usize, i32> {
 }
 
 fn own_table(table: Table) -> Result<(), i32> {
-    let Table::SharedBelow(end) = table else { return Ok(()) };
+    let Table::SharedBelow(end) = table else {
+        return Ok(());
+    };
     const CLOSE_RANGE_UNSHARE: usize = 2;
     let closed = sys(libc::SYS_close_range, [end as usize, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0]);
     closed.or_else(|_| sys(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0])).map(drop)
@@ -648,7 +658,13 @@ fn execute(script: &Script) -> i32 {
     let _ = sys(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, ptr::from_ref(&mask) as usize, 0, 8, 0]);
     let mut errno = libc::ENOENT;
     for path in &script.paths {
-        let args = [path.as_ptr() as usize, script.argv.pointers.as_ptr() as usize, script.envp.pointers.as_ptr() as usize, 0, 0];
+        let args = [
+            path.as_ptr() as usize,
+            script.argv.pointers.as_ptr() as usize,
+            script.envp.pointers.as_ptr() as usize,
+            0,
+            0,
+        ];
         match sys(libc::SYS_execve, args) {
             Err(libc::ENOENT | libc::ENOTDIR) => {}
             Err(libc::EACCES) => errno = libc::EACCES,

@@ -70,7 +70,13 @@ pub(crate) fn probe() -> Probed {
         Probed {
             clone3: knows(libc::syscall(libc::SYS_clone3, ptr::null::<u8>(), 0usize)),
             close_range: knows(libc::syscall(libc::SYS_close_range, 2u32, 1u32, 4u32)),
-            group_signals: libc::syscall(libc::SYS_pidfd_send_signal, -1, 0, ptr::null::<u8>(), PIDFD_SIGNAL_PROCESS_GROUP) == -1
+            group_signals: libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                -1,
+                0,
+                ptr::null::<u8>(),
+                PIDFD_SIGNAL_PROCESS_GROUP,
+            ) == -1
                 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EBADF),
         }
     }

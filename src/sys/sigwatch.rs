@@ -58,19 +58,15 @@ impl Watch {
         let bits = signals.iter().fold(0, |bits, signal| bits | bit(*signal));
         SLOTS[slot].fired.store(0, Ordering::SeqCst);
         SLOTS[slot].eventfd.store(eventfd.as_raw_fd(), Ordering::SeqCst);
-        let watch = Watch { slot, signals: bits, eventfd, generation: generation() };
         SLOTS[slot].signals.store(bits, Ordering::SeqCst);
         for signal in watched(bits) {
             if let Err(error) = install(&mut before, signal) {
-                let taken = watched(bits).take_while(|other| *other != signal).collect::<Vec<_>>();
-                taken.into_iter().for_each(|signal| uninstall(&mut before, signal));
-                SLOTS[slot].signals.store(0, Ordering::SeqCst);
-                drop(before);
-                std::mem::forget(watch);
+                watched(bits).take_while(|other| *other != signal).for_each(|other| uninstall(&mut before, other));
+                free_slot(slot);
                 return Err(error);
             }
         }
-        Ok(watch)
+        Ok(Watch { slot, signals: bits, eventfd, generation: generation() })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -93,13 +89,17 @@ impl Drop for Watch {
         }
         let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
         watched(self.signals).for_each(|signal| uninstall(&mut before, signal));
-        SLOTS[self.slot].eventfd.store(-1, Ordering::SeqCst);
-        // A handler that has read the number may be about to write to it: it is closed, and the slot free, when none runs.
-        while RUNNING.load(Ordering::SeqCst) > 0 {
-            std::thread::yield_now();
-        }
-        SLOTS[self.slot].signals.store(0, Ordering::SeqCst);
+        free_slot(self.slot);
     }
+}
+
+/// A handler that has read the eventfd's number may be about to write to it: it may be closed when none runs any more.
+fn free_slot(slot: usize) {
+    SLOTS[slot].eventfd.store(-1, Ordering::SeqCst);
+    while RUNNING.load(Ordering::SeqCst) > 0 {
+        std::thread::yield_now();
+    }
+    SLOTS[slot].signals.store(0, Ordering::SeqCst);
 }
 
 fn bit(signal: i32) -> u64 {
