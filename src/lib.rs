@@ -16,13 +16,14 @@ mod process;
 mod reactor;
 mod signal;
 mod spawn;
+mod spawner;
 mod stdio;
 mod sys;
 mod timer;
 mod token;
 
 pub use child::Child;
-pub use command::{Cancel, Closure, Command, Leftovers, Step, Target};
+pub use command::{Cancel, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target};
 pub use context::{Cause, Context, DropGuard, Reason, When};
 pub use driver::{AfterCancel, Cancelled, Driver, shutdown};
 pub use error::{Error, ErrorKind, Result, Stage};

@@ -21,6 +21,8 @@ use crate::sys::process::Published;
 
 /// Where our long-lived descriptors go: the kernel copies a table in words of 64, so that what is below costs a spawn nothing.
 const RAISED_FROM: RawFd = 64;
+/// A new time namespace is entered at the exec after an unshare(2); as a flag of a clone that shares memory it is refused.
+const BY_UNSHARE: u64 = libc::CLONE_NEWTIME as u64;
 /// The pause between two tries to execute a busy program file.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
@@ -58,14 +60,16 @@ pub(crate) struct Options {
     pub(crate) ignored_signals: Vec<i32>,
     /// Blocked signals as bits.
     pub(crate) signal_mask: u64,
-    /// Namespaces of unshare(2), entered before anything else.
-    pub(crate) unshare: u64,
+    /// New namespaces, as flags of clone(2).
+    pub(crate) namespaces: u64,
     /// The new user namespace's single (inside, outside) ids.
     pub(crate) uid_map: Option<(u32, u32)>,
     pub(crate) gid_map: Option<(u32, u32)>,
     /// A directory of a cgroup v2.
     pub(crate) cgroup: Option<Arc<OwnedFd>>,
     pub(crate) trace: bool,
+    /// The signal that the parent's death brings.
+    pub(crate) parent_death: Option<i32>,
 }
 
 /// The child's process group.
@@ -163,10 +167,24 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
             }
             Err(error) => {
                 if !learn_from(&error, manner) {
-                    return Err(Error::os(Stage::Clone, error));
+                    return Err(Error::os(clone_stage(plan), error));
+                }
+                if manner.cgroup.is_some() {
+                    return spawn(plan);
                 }
             }
         }
+    }
+}
+
+/// What a refused clone was probably about.
+fn clone_stage(plan: &Plan<'_>) -> Stage {
+    if plan.options.cgroup.is_some() {
+        Stage::Cgroup
+    } else if plan.options.namespaces != 0 {
+        Stage::Namespaces
+    } else {
+        Stage::Clone
     }
 }
 
@@ -250,7 +268,7 @@ fn choose_manner(plan: &Plan<'_>, table_end: Option<u32>) -> Manner {
         table: table_end.filter(|_| shared).map_or(Table::Copied, Table::SharedBelow),
         clone3,
         clear_handlers: clone3 && !REFUSED.clear_handlers.load(Ordering::Relaxed),
-        flags: 0,
+        flags: plan.options.namespaces & !BY_UNSHARE,
         cgroup: plan.options.cgroup.as_ref().filter(|_| clone3).map(|fd| fd.as_raw_fd()),
     }
 }
@@ -301,7 +319,8 @@ fn table_end(plan: &Plan<'_>, script: &Script) -> Option<u32> {
         Some(Dir::Fd(fd)) => Some(fd.as_raw_fd()),
         _ => None,
     };
-    let highest = from.chain(script.kept.iter().copied()).chain(cwd).max().unwrap_or(0);
+    let cgroup = plan.options.cgroup.as_ref().map(|fd| fd.as_raw_fd());
+    let highest = from.chain(script.kept.iter().copied()).chain(cwd).chain(cgroup).max().unwrap_or(0);
     Some(highest.max(2) as u32 + 1)
 }
 
@@ -421,12 +440,15 @@ fn acts(options: &Options) -> Result<Vec<Act>> {
     if options.trace {
         acts.push(Act::Trace);
     }
+    // In a new PID namespace the parent has no number.
+    let parent = if options.namespaces & libc::CLONE_NEWPID as u64 == 0 { std::process::id() } else { 0 };
+    acts.extend(options.parent_death.map(|signal| Act::ParentDeath(signal, parent)));
     Ok(acts)
 }
 
 fn namespaces(options: &Options, acts: &mut Vec<Act>) {
-    if options.unshare != 0 {
-        acts.push(Act::Unshare(options.unshare));
+    if options.namespaces & BY_UNSHARE != 0 {
+        acts.push(Act::Unshare(options.namespaces & BY_UNSHARE));
     }
     let map = |file: &str, (inside, outside): (u32, u32)| {
         let line = format!("{inside} {outside} 1\n").into_bytes();
@@ -452,6 +474,10 @@ fn resources(options: &Options, acts: &mut Vec<Act>) {
     acts.extend(options.scheduler.map(|(policy, priority)| Act::Scheduler { policy, priority }));
     acts.extend(options.nice.map(Act::Nice));
     acts.extend(options.io_priority.map(Act::IoPriority));
+    if let (Some(dir), true) = (&options.cgroup, REFUSED.clone3.load(Ordering::Relaxed)) {
+        let file = CString::new(format!("/proc/self/fd/{}/cgroup.procs", dir.as_raw_fd())).unwrap_or_default();
+        acts.push(Act::WriteFile(Stage::Cgroup, file, b"0".to_vec()));
+    }
     acts.extend(options.oom_score_adj.map(|value| {
         Act::WriteFile(Stage::OomScore, c"/proc/self/oom_score_adj".into(), value.to_string().into_bytes())
     }));
@@ -489,7 +515,7 @@ fn paths(plan: &Plan<'_>) -> Result<Vec<CString>> {
     let search = plan.search_path.clone().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
     let candidates = if search.is_empty() { Vec::new() } else { candidates(program, &search) };
     let options = plan.options;
-    if options.chroot.is_some() || options.unshare != 0 || options.uid.is_some() {
+    if options.chroot.is_some() || options.namespaces != 0 || options.uid.is_some() {
         // What is there, and who may execute it, is decided by then.
         let absolute = candidates.iter().filter(|path| path.is_absolute());
         let paths: Vec<CString> = absolute.map(|path| c_path(path, Stage::Lookup)).collect::<Result<_>>()?;

@@ -14,6 +14,7 @@ use crate::error::{Error, Result, Stage};
 use crate::pipe::{self, Capture, Feed};
 use crate::process::Scope;
 use crate::spawn::{self, Busy, Plan, Source};
+use crate::spawner;
 use crate::stdio::Kind;
 use crate::token::Token;
 
@@ -57,6 +58,14 @@ pub(crate) struct Manner {
 /// Starts a child and enters it in the tables of `core`.
 pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
     core.check_ours()?;
+    if command.options.parent_death.is_some() {
+        let (core, command) = (core.clone(), command.clone());
+        return spawner::run(move || start_here(&core, &command, manner));
+    }
+    start_here(core, command, manner)
+}
+
+fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
     command.validate()?;
     let label = command.label();
     let attempt = || -> Result<(Arc<Cell>, Token)> {

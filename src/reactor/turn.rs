@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ impl Loop {
     pub(crate) fn new(collects: bool) -> Result<Loop> {
         // What spawns share is opened with the first loop, not in the midst of them.
         crate::spawn::init()?;
-        let poll = Poll::new().map_err(|e| Error::os(Stage::Register, e))?;
+        let poll = poll_above_the_standard_streams().map_err(|e| Error::os(Stage::Register, e))?;
         let registry = poll.registry().try_clone().map_err(|e| Error::os(Stage::Register, e))?;
         Ok(Loop {
             poll,
@@ -312,6 +312,18 @@ impl Loop {
         for (_, inner) in &mut self.adopted {
             inner.recover();
         }
+    }
+}
+
+/// In a host that closed 0, 1 or 2 the first descriptors made would take their places: they hold them until one is above.
+fn poll_above_the_standard_streams() -> io::Result<Poll> {
+    let mut low = Vec::new();
+    loop {
+        let poll = Poll::new()?;
+        if poll.as_raw_fd() > 2 {
+            return Ok(poll);
+        }
+        low.push(poll);
     }
 }
 

@@ -1,5 +1,7 @@
 //! What to run, and how it must stop: a description that can be spawned any number of times. Knows nothing of running children.
 
+mod options;
+
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -10,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use self::options::{IoPriority, Namespace, Resource, Scheduler};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::signal::Signal;

@@ -1,0 +1,324 @@
+//! What a child is given beside its program and its streams: ids, limits, signals, namespaces; the verbs that set it. Knows the engine
+//! by its list of options.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Command;
+use crate::signal::Signal;
+use crate::spawn::{Dir, Group, Terminal};
+
+/// A resource of [`Command::rlimit`]; see setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Address space, in bytes.
+    AddressSpace,
+    /// Size of a core file, in bytes.
+    Core,
+    /// CPU time, in seconds.
+    Cpu,
+    /// Data segment, in bytes.
+    Data,
+    /// Size of a written file, in bytes.
+    FileSize,
+    /// Locked memory, in bytes.
+    LockedMemory,
+    /// POSIX message queues, in bytes.
+    MessageQueues,
+    /// Ceiling of the nice value, as `20 - nice`.
+    Nice,
+    /// Open descriptors.
+    OpenFiles,
+    /// Processes of the user.
+    Processes,
+    /// Real-time priority.
+    RealtimePriority,
+    /// Real-time CPU time without a blocking call, in microseconds.
+    RealtimeTime,
+    /// Queued signals.
+    PendingSignals,
+    /// Stack, in bytes.
+    Stack,
+}
+
+impl Resource {
+    fn number(self) -> u32 {
+        match self {
+            Resource::AddressSpace => libc::RLIMIT_AS,
+            Resource::Core => libc::RLIMIT_CORE,
+            Resource::Cpu => libc::RLIMIT_CPU,
+            Resource::Data => libc::RLIMIT_DATA,
+            Resource::FileSize => libc::RLIMIT_FSIZE,
+            Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+            Resource::MessageQueues => libc::RLIMIT_MSGQUEUE,
+            Resource::Nice => libc::RLIMIT_NICE,
+            Resource::OpenFiles => libc::RLIMIT_NOFILE,
+            Resource::Processes => libc::RLIMIT_NPROC,
+            Resource::RealtimePriority => libc::RLIMIT_RTPRIO,
+            Resource::RealtimeTime => libc::RLIMIT_RTTIME,
+            Resource::PendingSignals => libc::RLIMIT_SIGPENDING,
+            Resource::Stack => libc::RLIMIT_STACK,
+        }
+    }
+}
+
+/// A scheduling policy of [`Command::scheduler`]; see sched(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scheduler {
+    /// `SCHED_OTHER`.
+    Other,
+    /// `SCHED_BATCH`.
+    Batch,
+    /// `SCHED_IDLE`.
+    Idle,
+    /// `SCHED_FIFO` with this priority, 1 to 99.
+    Fifo(i32),
+    /// `SCHED_RR` with this priority, 1 to 99.
+    RoundRobin(i32),
+}
+
+/// A class of [`Command::io_priority`]; see ioprio_set(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IoPriority {
+    /// First, at this level, 0 to 7 (0 is highest).
+    Realtime(u8),
+    /// In turn, at this level, 0 to 7 (0 is highest).
+    BestEffort(u8),
+    /// When nobody else needs the disk.
+    Idle,
+}
+
+/// A namespace of [`Command::unshare`]; see namespaces(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Namespace {
+    /// The root of the cgroup tree.
+    Cgroup,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Mount points.
+    Mount,
+    /// Network.
+    Network,
+    /// Process ids: the child is its init.
+    Pid,
+    /// Boot and monotonic clocks.
+    Time,
+    /// User and group ids.
+    User,
+    /// Host and domain name.
+    Uts,
+}
+
+impl Namespace {
+    fn flag(self) -> u64 {
+        let flag = match self {
+            Namespace::Cgroup => libc::CLONE_NEWCGROUP,
+            Namespace::Ipc => libc::CLONE_NEWIPC,
+            Namespace::Mount => libc::CLONE_NEWNS,
+            Namespace::Network => libc::CLONE_NEWNET,
+            Namespace::Pid => libc::CLONE_NEWPID,
+            Namespace::Time => libc::CLONE_NEWTIME,
+            Namespace::User => libc::CLONE_NEWUSER,
+            Namespace::Uts => libc::CLONE_NEWUTS,
+        };
+        flag as u64
+    }
+}
+
+/// What [`CommandExt`](std::os::unix::process::CommandExt) offers, and more; a refused option fails the spawn and names its step.
+impl Command {
+    /// As [`current_dir`](Command::current_dir), by descriptor. `fchdir(2)`.
+    pub fn current_dir_fd(&mut self, dir: impl Into<OwnedFd>) -> &mut Command {
+        self.options.cwd = Some(Dir::Fd(Arc::new(dir.into())));
+        self
+    }
+
+    /// Sets the user id, all three of them, and clears the supplementary groups unless [`groups`](Command::groups) sets them; as std.
+    pub fn uid(&mut self, id: u32) -> &mut Command {
+        self.options.uid = Some(id);
+        self
+    }
+
+    /// Sets the group id, all three of them; as std.
+    pub fn gid(&mut self, id: u32) -> &mut Command {
+        self.options.gid = Some(id);
+        self
+    }
+
+    /// Sets the supplementary groups; as std.
+    pub fn groups(&mut self, groups: &[u32]) -> &mut Command {
+        self.options.groups = Some(groups.to_vec());
+        self
+    }
+
+    /// Sets the process group, 0 for a new one; as std. Stops go to the child alone: see [`group`](Command::group) for the other
+    /// thing.
+    pub fn process_group(&mut self, group: u32) -> &mut Command {
+        self.options.group = Some(if group == 0 { Group::New } else { Group::Join(group) });
+        self
+    }
+
+    /// Starts a session, without a controlling terminal. `setsid(2)`.
+    pub fn setsid(&mut self) -> &mut Command {
+        self.options.session = true;
+        self
+    }
+
+    /// Makes the child's descriptor `number` its controlling terminal; with [`setsid`](Command::setsid). `TIOCSCTTY`.
+    pub fn controlling_terminal(&mut self, number: RawFd) -> &mut Command {
+        self.options.terminal = Some(Terminal::Take(number));
+        self
+    }
+
+    /// Gives up the controlling terminal, which is the child's descriptor `number`. `TIOCNOTTY`.
+    pub fn drop_terminal(&mut self, number: RawFd) -> &mut Command {
+        self.options.terminal = Some(Terminal::Drop(number));
+        self
+    }
+
+    /// Makes the child's process group the foreground group of the terminal that is its descriptor `number`. `tcsetpgrp(3)`.
+    pub fn foreground(&mut self, number: RawFd) -> &mut Command {
+        self.options.foreground = Some(number);
+        self
+    }
+
+    /// Changes the root directory. The current directory is as before unless it is set, too. `chroot(2)`.
+    pub fn chroot(&mut self, root: impl AsRef<Path>) -> &mut Command {
+        self.options.chroot = Some(root.as_ref().to_owned());
+        self
+    }
+
+    /// Sets the mask of file modes. `umask(2)`.
+    pub fn umask(&mut self, mask: u32) -> &mut Command {
+        self.options.umask = Some(mask);
+        self
+    }
+
+    /// Adds `by` to the nice value. `nice(2)`.
+    pub fn nice(&mut self, by: i32) -> &mut Command {
+        self.options.nice = Some(by);
+        self
+    }
+
+    /// Limits a resource; `u64::MAX` is no limit. `setrlimit(2)`.
+    pub fn rlimit(&mut self, resource: Resource, soft: u64, hard: u64) -> &mut Command {
+        self.options.limits.push((resource.number(), soft, hard));
+        self
+    }
+
+    /// Lets it run on these CPUs alone. `sched_setaffinity(2)`.
+    pub fn cpu_affinity(&mut self, cpus: &[usize]) -> &mut Command {
+        self.options.affinity = Some(cpus.to_vec());
+        self
+    }
+
+    /// Sets its I/O priority. `ioprio_set(2)`.
+    pub fn io_priority(&mut self, priority: IoPriority) -> &mut Command {
+        let (class, level) = match priority {
+            IoPriority::Realtime(level) => (1, level),
+            IoPriority::BestEffort(level) => (2, level),
+            IoPriority::Idle => (3, 0),
+        };
+        self.options.io_priority = Some(class << 13 | i32::from(level));
+        self
+    }
+
+    /// Sets how readily it is killed when memory runs out, -1000 to 1000. `/proc/self/oom_score_adj`.
+    pub fn oom_score_adj(&mut self, value: i32) -> &mut Command {
+        self.options.oom_score_adj = Some(value);
+        self
+    }
+
+    /// Sets its scheduling policy. `sched_setscheduler(2)`.
+    pub fn scheduler(&mut self, policy: Scheduler) -> &mut Command {
+        self.options.scheduler = Some(match policy {
+            Scheduler::Other => (libc::SCHED_OTHER, 0),
+            Scheduler::Batch => (libc::SCHED_BATCH, 0),
+            Scheduler::Idle => (libc::SCHED_IDLE, 0),
+            Scheduler::Fifo(priority) => (libc::SCHED_FIFO, priority),
+            Scheduler::RoundRobin(priority) => (libc::SCHED_RR, priority),
+        });
+        self
+    }
+
+    /// The signal it gets when this process ends, however that happens. `prctl(PR_SET_PDEATHSIG)`.
+    ///
+    /// The kernel ties it to the thread that spawns; so the spawn is done by a thread of the library that lives as long as the process.
+    /// What was set on the calling thread alone (Landlock, seccomp, affinity, nice) then does not apply. A program with set-uid clears
+    /// it.
+    pub fn parent_death_signal(&mut self, signal: Signal) -> &mut Command {
+        self.options.parent_death = Some(signal.as_raw());
+        self
+    }
+
+    /// It and its descendants cannot gain privileges by an exec. `PR_SET_NO_NEW_PRIVS`.
+    pub fn no_new_privs(&mut self) -> &mut Command {
+        self.options.no_new_privs = true;
+        self
+    }
+
+    /// Takes these capabilities (numbers of capabilities(7)) from its bounding set. `PR_CAPBSET_DROP`.
+    pub fn drop_capabilities(&mut self, capabilities: &[u32]) -> &mut Command {
+        self.options.drop_bounding = capabilities.to_vec();
+        self
+    }
+
+    /// Lets it keep these capabilities (numbers of capabilities(7)) through the exec, also as another user. `PR_CAP_AMBIENT`.
+    pub fn ambient_capabilities(&mut self, capabilities: &[u32]) -> &mut Command {
+        self.options.ambient = capabilities.to_vec();
+        self
+    }
+
+    /// The signals it starts with blocked; none unless set. `sigprocmask(2)`.
+    pub fn signal_mask(&mut self, blocked: &[Signal]) -> &mut Command {
+        self.options.signal_mask = blocked.iter().fold(0, |bits, signal| bits | 1 << (signal.as_raw() - 1));
+        self
+    }
+
+    /// The signals it starts with ignored, beside those this process ignores.
+    pub fn ignore_signals(&mut self, signals: &[Signal]) -> &mut Command {
+        self.options.ignored_signals = signals.iter().map(|signal| signal.as_raw()).collect();
+        self
+    }
+
+    /// It starts with no signal ignored, whatever this process ignores.
+    pub fn reset_signals(&mut self) -> &mut Command {
+        self.options.reset_signals = true;
+        self
+    }
+
+    /// Gives it new namespaces. A new PID namespace ends with it. `clone(2)`; for time `unshare(2)`.
+    pub fn unshare(&mut self, namespaces: &[Namespace]) -> &mut Command {
+        self.options.namespaces = namespaces.iter().fold(0, |flags, namespace| flags | namespace.flag());
+        self
+    }
+
+    /// In its new user namespace it has the user id `inside`, which is `outside` here.
+    pub fn uid_map(&mut self, inside: u32, outside: u32) -> &mut Command {
+        self.options.uid_map = Some((inside, outside));
+        self
+    }
+
+    /// In its new user namespace it has the group id `inside`, which is `outside` here; `setgroups(2)` is denied there.
+    pub fn gid_map(&mut self, inside: u32, outside: u32) -> &mut Command {
+        self.options.gid_map = Some((inside, outside));
+        self
+    }
+
+    /// It is born in the cgroup (version 2) whose directory this is. `CLONE_INTO_CGROUP`; before Linux 5.7 it enters it before the exec.
+    pub fn cgroup(&mut self, dir: impl Into<OwnedFd>) -> &mut Command {
+        self.options.cgroup = Some(Arc::new(dir.into()));
+        self
+    }
+
+    /// It stops at its exec and is traced by the thread that spawns it. `PTRACE_TRACEME`.
+    pub fn trace_me(&mut self) -> &mut Command {
+        self.options.trace = true;
+        self
+    }
+}

@@ -1,0 +1,477 @@
+//! Every option, told by the kernel's own view of the child; group F of the scenarios by number. Knows the public API and `/proc`.
+
+mod common;
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use common::{in_own_process, sh, skip, spawn_ready};
+use pidloop::{Command, ErrorKind, IoPriority, Namespace, Resource, Scheduler, Signal, Stage, Stdio};
+
+fn text(command: &Command) -> String {
+    String::from_utf8(command.output().unwrap().stdout).unwrap().trim_end().to_owned()
+}
+
+fn status_of(command: &Command, field: &str) -> String {
+    let mut command = command.clone();
+    command.args(["-E", &format!("^{field}:"), "/proc/self/status"]);
+    let line = text(&command);
+    line.split_once(':')
+        .unwrap_or_else(|| panic!("no {field}: {line}"))
+        .1
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn grep() -> Command {
+    Command::new("/bin/grep")
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Field `n` (from 1) of `/proc/self/stat` as the child sees it.
+fn stat(command: &mut Command, n: usize) -> i64 {
+    let line = text(command.arg("/proc/self/stat"));
+    line.rsplit_once(')').unwrap().1.split_whitespace().nth(n - 3).unwrap().parse().unwrap()
+}
+
+fn cat() -> Command {
+    Command::new("/bin/cat")
+}
+
+#[test]
+fn f143_by_default_nothing_changes() {
+    let ours = rustix::process::getpgrp().as_raw_nonzero().get();
+    assert_eq!(stat(&mut cat(), 5), i64::from(ours));
+}
+
+#[test]
+fn f144_a_new_group_has_the_childs_number() {
+    let (child, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").process_group(0));
+    let pid = rustix::process::Pid::from_raw(child.id() as i32);
+    assert_eq!(rustix::process::getpgid(pid).unwrap(), pid.unwrap());
+    child.kill().unwrap();
+}
+
+#[test]
+fn f145_a_second_child_joins_the_first_ones_group() {
+    let (child, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").process_group(0));
+    assert_eq!(stat(cat().process_group(child.id()), 5), i64::from(child.id()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let error = Command::new("true").process_group(child.id()).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::ProcessGroup)));
+}
+
+#[test]
+fn f146_a_session_has_the_childs_number() {
+    let (child, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").setsid());
+    let pid = rustix::process::Pid::from_raw(child.id() as i32);
+    assert_eq!(rustix::process::getsid(pid).unwrap(), pid.unwrap());
+    child.kill().unwrap();
+}
+
+#[test]
+fn f147_a_terminal_that_is_none_is_refused() {
+    let error = Command::new("true").setsid().stdin(Stdio::null()).controlling_terminal(0).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Terminal)));
+    let error = Command::new("true").stdin(Stdio::null()).foreground(0).spawn().unwrap_err();
+    assert_eq!(error.stage(), Some(Stage::Foreground));
+}
+
+#[test]
+fn f148_a_session_can_take_a_terminal() {
+    let Ok(master) = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY) else {
+        return skip("f148_a_session_can_take_a_terminal", "no pty");
+    };
+    rustix::pty::grantpt(&master).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+    let slave: OwnedFd = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+    let mut command = cat();
+    command.stdin(slave).setsid().controlling_terminal(0).foreground(0);
+    let tty = stat(&mut command, 7);
+    assert_ne!(tty, 0);
+    let foreground = stat(&mut command, 8);
+    assert!(foreground > 0);
+}
+
+#[test]
+fn f149_our_own_ids_may_be_set() {
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut command = grep();
+    command.uid(uid).gid(gid);
+    assert_eq!(status_of(&command, "Uid"), format!("{uid} {uid} {uid} {uid}"));
+    assert_eq!(status_of(&command, "Gid"), format!("{gid} {gid} {gid} {gid}"));
+}
+
+#[test]
+fn f150_other_ids_are_all_three_and_without_our_groups() {
+    if !is_root() {
+        let error = Command::new("true").uid(0).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Uid)));
+        return skip("f150_other_ids_are_all_three_and_without_our_groups", "not root");
+    }
+    let mut command = grep();
+    command.uid(65534).gid(65533);
+    assert_eq!(status_of(&command, "Uid"), "65534 65534 65534 65534");
+    assert_eq!(status_of(&command, "Gid"), "65533 65533 65533 65533");
+    assert_eq!(status_of(&command, "Groups"), "");
+    assert_eq!(status_of(&command, "CapEff"), "0000000000000000");
+    command.groups(&[7, 8]);
+    assert_eq!(status_of(&command, "Groups"), "7 8");
+    let error = Command::new("true").groups(&vec![1; 100_000]).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Groups)));
+}
+
+#[test]
+fn a_change_of_ids_leaves_our_dumpable_flag_as_it_was() {
+    in_own_process("a_change_of_ids_leaves_our_dumpable_flag_as_it_was", || {
+        if !is_root() {
+            return skip("a_change_of_ids_leaves_our_dumpable_flag_as_it_was", "not root");
+        }
+        // SAFETY: prctl(2) with integers.
+        let dumpable = || unsafe { libc::prctl(libc::PR_GET_DUMPABLE) };
+        for before in [1, 0] {
+            // SAFETY: as above.
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, before) };
+            Command::new("true").uid(65534).gid(65534).run().unwrap();
+            assert_eq!(dumpable(), before);
+        }
+    });
+}
+
+#[test]
+fn f151_a_user_namespace_makes_us_its_root() {
+    let mut command = Command::new("id");
+    command.arg("-u").unshare(&[Namespace::User]);
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    command.uid_map(0, uid).gid_map(0, gid);
+    match command.output() {
+        Ok(output) => assert_eq!(output.stdout, b"0\n"),
+        Err(error) if matches!(error.stage(), Some(Stage::Namespaces | Stage::IdMaps)) => {
+            skip("f151_a_user_namespace_makes_us_its_root", "user namespaces are refused");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn f152_a_network_namespace_has_the_loopback_alone() {
+    let mut command = cat();
+    command.arg("/proc/net/dev").unshare(&[Namespace::Network]);
+    match command.output() {
+        Ok(output) => {
+            let text = String::from_utf8(output.stdout).unwrap();
+            let names: Vec<_> = text.lines().skip(2).map(|line| line.split(':').next().unwrap().trim()).collect();
+            assert!(names.contains(&"lo") && !names.iter().any(|name| name.starts_with("eth")), "{text}");
+        }
+        Err(error) if error.stage() == Some(Stage::Namespaces) => {
+            skip("f152_a_network_namespace_has_the_loopback_alone", "network namespaces are refused");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn f156_every_other_namespace_is_a_new_one() {
+    for (namespace, file) in [
+        (Namespace::Cgroup, "cgroup"),
+        (Namespace::Ipc, "ipc"),
+        (Namespace::Mount, "mnt"),
+        (Namespace::Time, "time"),
+        (Namespace::Uts, "uts"),
+        (Namespace::Pid, "pid"),
+    ] {
+        let ours = fs::read_link(format!("/proc/self/ns/{file}")).unwrap();
+        let mut command = sh("echo ready; exec sleep 60");
+        command.unshare(&[namespace]).stdout(Stdio::piped());
+        match command.spawn() {
+            Ok(child) => {
+                let mut ready = [0; 6];
+                std::io::Read::read_exact(&mut child.take_stdout().unwrap(), &mut ready).unwrap();
+                let theirs = fs::read_link(format!("/proc/{}/ns/{file}", child.id())).unwrap();
+                child.kill().unwrap();
+                // A time namespace is entered by an exec since Linux 6.x; before, only by its children.
+                assert!(ours != theirs || namespace == Namespace::Time, "{file}");
+            }
+            Err(error) if error.stage() == Some(Stage::Namespaces) => {
+                skip("f156_every_other_namespace_is_a_new_one", &format!("{file} is refused"));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn f158_an_ambient_capability_survives_the_change_of_user() {
+    if !is_root() {
+        return skip("f158_an_ambient_capability_survives_the_change_of_user", "not root");
+    }
+    const CAP_NET_BIND_SERVICE: u32 = 10;
+    let mut command = grep();
+    command.uid(65534).gid(65534).ambient_capabilities(&[CAP_NET_BIND_SERVICE]);
+    match command.clone().arg("x").arg("/dev/null").spawn() {
+        Err(error) if error.stage() == Some(Stage::Capabilities) => {
+            return skip("f158_an_ambient_capability_survives_the_change_of_user", "the capability is not ours");
+        }
+        other => drop(other.unwrap().wait()),
+    }
+    assert_eq!(status_of(&command, "CapAmb"), "0000000000000400");
+    assert_eq!(status_of(&command, "CapEff"), "0000000000000400");
+}
+
+#[test]
+fn capabilities_can_be_dropped_for_good() {
+    if !is_root() {
+        return skip("capabilities_can_be_dropped_for_good", "not root");
+    }
+    let mut command = grep();
+    command.drop_capabilities(&[0, 1]);
+    let bounding = u64::from_str_radix(&status_of(&command, "CapBnd"), 16).unwrap();
+    assert_eq!(bounding & 3, 0);
+}
+
+#[test]
+fn f159_the_parents_death_brings_the_signal_also_after_a_change_of_user() {
+    const NAME: &str = "f159_the_parents_death_brings_the_signal_also_after_a_change_of_user";
+    if std::env::var("PIDLOOP_TEST_DIE").is_ok() {
+        let mut command = sh("echo $$; exec sleep 60");
+        if is_root() {
+            command.uid(65534).gid(65534);
+        }
+        // Spawned by a thread that ends: that alone must not kill it.
+        let child = std::thread::spawn(move || {
+            command.parent_death_signal(Signal::SIGKILL).stdout(Stdio::inherit()).spawn().unwrap()
+        });
+        let child = child.join().unwrap();
+        assert!(child.wait_timeout(std::time::Duration::from_millis(50)).unwrap().is_none());
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+        unreachable!();
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", NAME, "--nocapture"]).env("PIDLOOP_TEST_DIE", "1");
+    let output = command.stderr(std::process::Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let pid = text.lines().find_map(|line| line.split_whitespace().last()?.parse::<u32>().ok()).expect("a pid");
+    common::eventually("it dies with its parent", || matches!(common::state(pid), None | Some('Z')));
+}
+
+#[test]
+fn directory_by_descriptor_root_and_umask() {
+    let dir: OwnedFd = fs::File::open("/usr").unwrap().into();
+    assert_eq!(text(Command::new("/bin/pwd").current_dir_fd(dir)), "/usr");
+    assert_eq!(text(sh("umask").umask(0o027)), "0027");
+    let error = Command::new("/bin/true").chroot("/no/such/root").spawn().unwrap_err();
+    assert_eq!((error.stage(), error.path()), (Some(Stage::Chroot), Some(std::path::Path::new("/no/such/root"))));
+    if is_root() {
+        let error = Command::new("/bin/true").chroot("/proc").spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::NotFound, Some(Stage::Exec)));
+        // A bare name is looked up in the new root.
+        let error = Command::new("sh").chroot("/proc").spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(text(Command::new("sh").args(["-c", "echo in"]).chroot("/")), "in");
+    }
+}
+
+#[test]
+fn priorities_limits_and_affinity() {
+    assert_eq!(stat(cat().nice(5), 19), 5);
+    let limits = text(sh("ulimit -Sn; ulimit -Hn").rlimit(Resource::OpenFiles, 100, 200));
+    assert_eq!(limits, "100\n200");
+    let error = Command::new("true").rlimit(Resource::OpenFiles, u64::MAX, u64::MAX).spawn();
+    assert!(error.is_ok() || error.is_err_and(|e| e.stage() == Some(Stage::ResourceLimit)));
+    let mut command = grep();
+    command.cpu_affinity(&[0]);
+    assert_eq!(status_of(&command, "Cpus_allowed_list"), "0");
+    let error = Command::new("true").cpu_affinity(&[1000]).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Affinity)));
+    assert_eq!(stat(cat().scheduler(Scheduler::Batch), 41), i64::from(libc::SCHED_BATCH));
+    Command::new("true").io_priority(IoPriority::BestEffort(7)).run().unwrap();
+    assert_eq!(text(cat().oom_score_adj(500).arg("/proc/self/oom_score_adj")), "500");
+    assert_eq!(fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim(), "0");
+}
+
+#[test]
+fn privileges_and_signals() {
+    let mut command = grep();
+    command.no_new_privs();
+    assert_eq!(status_of(&command, "NoNewPrivs"), "1");
+    let mut command = grep();
+    command.signal_mask(&[Signal::SIGHUP, Signal::SIGUSR1]).ignore_signals(&[Signal::SIGQUIT]);
+    let bits = |field| u64::from_str_radix(&status_of(&command, field), 16).unwrap();
+    assert_eq!(bits("SigBlk"), 1 << (libc::SIGHUP - 1) | 1 << (libc::SIGUSR1 - 1));
+    assert_ne!(bits("SigIgn") & 1 << (libc::SIGQUIT - 1), 0);
+    in_own_process("privileges_and_signals", || {
+        // SAFETY: this process is the test's own, and SIG_IGN is no handler.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+        let mut command = grep();
+        let bits = u64::from_str_radix(&status_of(&command, "SigIgn"), 16).unwrap();
+        assert_eq!(bits & 1, 1);
+        command.reset_signals();
+        assert_eq!(status_of(&command, "SigIgn"), "0000000000000000");
+    });
+}
+
+#[test]
+fn f155_a_child_is_born_in_its_cgroup() {
+    const NAME: &str = "f155_a_child_is_born_in_its_cgroup";
+    let base = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|base| fs::metadata(format!("{base}/cgroup.procs")).is_ok());
+    let Some(base) = base else { return skip(NAME, "no cgroup v2") };
+    let dir = format!("{base}/pidloop-test-{}", std::process::id());
+    if fs::create_dir(&dir).is_err() {
+        return skip(NAME, "cgroups are not delegated");
+    }
+    let result = cat().cgroup(OwnedFd::from(fs::File::open(&dir).unwrap())).arg("/proc/self/cgroup").output();
+    common::eventually("the cgroup is empty", || fs::remove_dir(&dir).is_ok());
+    let output = String::from_utf8(result.unwrap().stdout).unwrap();
+    assert!(output.contains("pidloop-test-"), "{output}");
+}
+
+#[test]
+fn a_cgroup_that_is_none_is_refused() {
+    let dir = OwnedFd::from(fs::File::open("/").unwrap());
+    let error = Command::new("true").cgroup(dir).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Cgroup)), "{error}");
+}
+
+#[test]
+fn what_belongs_to_the_process_is_as_before() {
+    in_own_process("what_belongs_to_the_process_is_as_before", || {
+        let picture = || {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let wanted = ["Umask", "Uid", "Gid", "Groups", "Sig", "Shd", "Cap", "NoNewPrivs", "Cpus_allowed:"];
+            let lines: Vec<_> = status
+                .lines()
+                .filter(|line| wanted.iter().any(|w| line.starts_with(w)) && !line.starts_with("SigQ"))
+                .map(String::from)
+                .collect();
+            (lines, std::env::current_dir().unwrap(), fs::metadata("/").unwrap().ino())
+        };
+        Command::new("true").run().unwrap();
+        let before = picture();
+        let mut command = Command::new("true");
+        command.setsid().umask(0o777).nice(1).current_dir("/usr").no_new_privs().signal_mask(&[Signal::SIGHUP]);
+        command.rlimit(Resource::Core, 0, 0).cpu_affinity(&[0]).ignore_signals(&[Signal::SIGINT]);
+        if is_root() {
+            command.uid(65534).gid(65534).groups(&[1]).drop_capabilities(&[0]);
+        }
+        command.run().unwrap();
+        assert_eq!(picture(), before);
+    });
+}
+
+#[test]
+fn extra_descriptors_in_every_permutation() {
+    // Three files whose numbers the child gets in all orders, on and beside the numbers they have here.
+    let files: Vec<_> = (0..3).map(|i| scratch_file(&format!("file {i}"))).collect();
+    let numbers: Vec<i32> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let targets: Vec<Vec<i32>> = vec![vec![3, 4, 5], numbers.clone(), vec![100, 10, 1000]];
+    for targets in targets {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let mut command = Command::new("/bin/cat");
+            for (i, to) in order.into_iter().zip(&targets) {
+                command.fd(*to, reopen(&files[i]));
+                command.arg(format!("/proc/self/fd/{to}"));
+            }
+            let expected: String = order.into_iter().map(|i| format!("file {i}")).collect();
+            assert_eq!(text(&command), expected, "{targets:?} {order:?}");
+        }
+    }
+}
+
+#[test]
+fn a_child_has_what_it_was_given_and_nothing_else() {
+    in_own_process("a_child_has_what_it_was_given_and_nothing_else", || {
+        // Open, and not close-on-exec.
+        let stray = rustix::io::dup(fs::File::open("/dev/zero").unwrap()).unwrap();
+        let list = |command: &mut Command| {
+            let child = command.arg("60").spawn().unwrap();
+            // The kernel wakes us in the midst of the exec, and closes then.
+            common::eventually("the exec is over", || {
+                fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap().contains("(sleep)")
+            });
+            common::eventually("it sleeps", || common::state(child.id()) == Some('S'));
+            let numbers = descriptors_of(child.id());
+            child.kill().unwrap();
+            numbers
+        };
+        let sleep = || Command::new("sleep");
+        assert_eq!(list(&mut sleep()), [0, 1, 2]);
+        let number = stray.as_raw_fd();
+        assert_eq!(list(sleep().inherit_fd(number)), [0, 1, 2, number]);
+        assert!(list(sleep().inherit_fds()).contains(&number));
+        let file: OwnedFd = fs::File::open("/dev/zero").unwrap().into();
+        assert_eq!(list(sleep().fd(7, file)), [0, 1, 2, 7]);
+        let error = Command::new("true").inherit_fd(999).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Descriptors)));
+        let error = Command::new("true").fd(2, fs::File::open("/dev/null").unwrap()).spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    });
+}
+
+#[test]
+fn a_host_without_standard_streams_can_spawn() {
+    in_own_process("a_host_without_standard_streams_can_spawn", || {
+        let saved: Vec<_> = [0, 1, 2].map(|n| rustix::io::fcntl_dupfd_cloexec(borrow(n), 100).unwrap()).into();
+        for n in [0, 1, 2] {
+            // SAFETY: this process is the test's own; the numbers are put back below.
+            unsafe { libc::close(n) };
+        }
+        let results: Vec<_> = (0..4)
+            .map(|i| {
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", "cat; echo out; echo err >&2"]);
+                command.stdin(if i % 2 == 0 { Stdio::null() } else { Stdio::bytes("in ") });
+                command.stdout(Stdio::captured()).stderr(Stdio::captured());
+                let child = command.spawn()?;
+                let output = child.wait_with_output()?;
+                Ok::<_, pidloop::Error>((output.stdout, output.stderr))
+            })
+            .collect();
+        let taken: Vec<_> = [0, 1, 2].map(|n| fs::read_link(format!("/proc/self/fd/{n}")).ok()).into();
+        for (n, fd) in saved.iter().enumerate() {
+            // SAFETY: dup2(2) puts the streams back.
+            unsafe { libc::dup2(fd.as_raw_fd(), n as i32) };
+        }
+        assert_eq!(taken, [None, None, None], "a descriptor of ours took a standard number");
+        for (i, result) in results.into_iter().enumerate() {
+            let (stdout, stderr) = result.unwrap();
+            assert_eq!(stdout, if i % 2 == 0 { &b"out\n"[..] } else { b"in out\n" });
+            assert_eq!(stderr, b"err\n");
+        }
+    });
+}
+
+fn descriptors_of(pid: u32) -> Vec<i32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut numbers: Vec<i32> =
+        entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn borrow(number: i32) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: the standard streams are open.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(number) }
+}
+
+fn scratch_file(content: &str) -> fs::File {
+    let path = std::env::temp_dir().join(format!("pidloop-{}-{}", std::process::id(), content.replace(' ', "-")));
+    fs::write(&path, content).unwrap();
+    let file = fs::File::open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    file
+}
+
+/// Another description of the same file, read from its beginning.
+fn reopen(file: &fs::File) -> fs::File {
+    fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
+}
