@@ -14,127 +14,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use slab::Slab;
 
+use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::helpers;
 use crate::signal::Signal;
 use crate::sys::process::generation;
 use crate::sys::sigwatch::Watch;
-
-/// Why a child was stopped, or a context cancelled; what Go's `context.Cause` returns.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Cause {
-    /// [`Context::cancel`], or a write to [`Context::cancel_fd`].
-    Cancelled,
-    /// The deadline of a context or the timeout of a command passed.
-    DeadlineExceeded,
-    /// [`Child::terminate`](crate::Child::terminate).
-    Terminated,
-    /// More output than [`Limit::stop_at`](crate::Limit::stop_at) allows.
-    OutputLimit,
-    /// The handle (or its driver or reactor) was dropped, with [`kill_on_drop`](crate::Command::kill_on_drop).
-    Dropped,
-    /// The driver or reactor was shut down.
-    ShutDown,
-    /// A signal of [`Context::on_signal`].
-    Signal(Signal),
-    /// The descriptor of [`Context::from_fd`] became readable.
-    Readable,
-    /// The other end of the descriptor of [`Context::from_fd`] was closed.
-    PeerClosed,
-    /// What was given to [`Context::cancel_with`].
-    Other(Reason),
-}
-
-/// A cause of the caller's own; made with `From`.
-#[derive(Clone)]
-pub struct Reason(Arc<dyn std::error::Error + Send + Sync>);
-
-impl Reason {
-    /// The error it was made from.
-    pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
-        &*self.0
-    }
-}
-
-impl fmt::Debug for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
-impl PartialEq for Reason {
-    /// The same, or the same words.
-    fn eq(&self, other: &Reason) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.to_string() == other.to_string()
-    }
-}
-
-impl Cause {
-    /// Whether it is a deadline.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Cause::DeadlineExceeded)
-    }
-
-    /// The error of the caller's own behind it.
-    pub fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Cause::Other(reason) => Some(&*reason.0),
-            _ => None,
-        }
-    }
-}
-
-impl PartialEq for Cause {
-    fn eq(&self, other: &Cause) -> bool {
-        match (self, other) {
-            (Cause::Other(a), Cause::Other(b)) => a == b,
-            (Cause::Signal(a), Cause::Signal(b)) => a == b,
-            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Cause::Cancelled => "context cancelled",
-            Cause::DeadlineExceeded => "deadline exceeded",
-            Cause::Terminated => "terminated",
-            Cause::OutputLimit => "output limit exceeded",
-            Cause::Dropped => "handle dropped",
-            Cause::ShutDown => "shutting down",
-            Cause::Readable => "descriptor became readable",
-            Cause::PeerClosed => "peer closed the connection",
-            Cause::Signal(signal) => return write!(f, "received {signal}"),
-            Cause::Other(reason) => return fmt::Display::fmt(reason, f),
-        })
-    }
-}
-
-impl From<Box<dyn std::error::Error + Send + Sync>> for Cause {
-    fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Cause {
-        Cause::Other(Reason(error.into()))
-    }
-}
-
-impl From<&str> for Cause {
-    fn from(text: &str) -> Cause {
-        Box::<dyn std::error::Error + Send + Sync>::from(text).into()
-    }
-}
-
-impl From<String> for Cause {
-    fn from(text: String) -> Cause {
-        Box::<dyn std::error::Error + Send + Sync>::from(text).into()
-    }
-}
 
 /// Which event of a descriptor counts, for [`Context::from_fd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::context::Cause;
+use crate::cause::Cause;
 use crate::exit::{Captured, Exit};
 
 /// How many bytes of a child's captured stderr an error shows.

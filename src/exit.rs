@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::context::Cause;
+use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
 use crate::signal::Signal;
 

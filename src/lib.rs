@@ -3,6 +3,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("pidloop is for Linux 5.4 or later: it stands on pidfds and epoll");
 
+mod cause;
 mod child;
 mod command;
 mod context;
@@ -22,9 +23,10 @@ mod sys;
 mod timer;
 mod token;
 
+pub use cause::{Cause, Reason};
 pub use child::Child;
 pub use command::{Cancel, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target};
-pub use context::{Cause, Context, DropGuard, Reason, When};
+pub use context::{Context, DropGuard, When};
 pub use driver::{AfterCancel, Cancelled, Driver, shutdown};
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use exit::{Captured, Exit, HeldOpen, Output, Usage};

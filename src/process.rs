@@ -103,8 +103,9 @@ fn send_to_group(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal, reaped: bool) 
 
 /// Learns, once, whether a pidfd can signal a group: asked with signal 0 before the answer is needed.
 pub(crate) fn probe_group_flag(pidfd: BorrowedFd<'_>) {
+    let refusals = [libc::EINVAL, libc::ENOSYS, libc::EPERM];
     if group_flag_works()
-        && matches!(sys::signal_group(pidfd, 0), Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)))
+        && sys::signal_group(pidfd, 0).is_err_and(|e| e.raw_os_error().is_some_and(|errno| refusals.contains(&errno)))
     {
         GROUP_FLAG_REFUSED.store(true, Ordering::Relaxed);
     }

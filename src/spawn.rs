@@ -256,9 +256,10 @@ static REFUSED: Refused = Refused {
     close_range: AtomicBool::new(false),
 };
 
-/// Whether this was news.
+/// The next try goes without; also if another thread has learnt it meanwhile.
 fn remember_refusal(what: &AtomicBool) -> bool {
-    !what.swap(true, Ordering::Relaxed)
+    what.store(true, Ordering::Relaxed);
+    true
 }
 
 fn choose_manner(plan: &Plan<'_>, table_end: Option<u32>) -> Manner {

@@ -12,8 +12,8 @@ use rustix::event::Timespec;
 
 use super::core::Core;
 use super::stop::{Delay, Ladder, Rung};
+use crate::cause::Cause;
 use crate::command::{Leftovers, Signals, Target};
-use crate::context::Cause;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::exit::{Captured, Ending, Exit, HeldOpen, Usage};
 use crate::helpers;

@@ -19,7 +19,8 @@ use rustix::time::{
 use slab::Slab;
 
 use super::cell::Cell;
-use crate::context::{Cause, Context};
+use crate::cause::Cause;
+use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::sys::process::generation;
 use crate::timer::{Alarm, Clock, Timers};

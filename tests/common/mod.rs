@@ -20,13 +20,13 @@ pub fn in_own_process(name: &str, body: impl FnOnce()) {
         return body();
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args([name, "--nocapture", "--test-threads=1"])
         .env(VARIABLE, name)
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("1 passed"), "no test is called {name}");
+    assert!(text(&output.stdout).contains("1 passed"), "not exactly one test is called {name}");
 }
 
 /// Says visibly that a test cannot run here.

@@ -1,0 +1,135 @@
+//! The house rules that a compiler does not check: who may import whom, where unsafe code and mio are, how long a function is. Knows the
+//! sources as text.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the bottom up: a file imports from its own layer or from below. `docs/ARCHITECTURE.md` draws it.
+const LAYERS: [&[&str]; 10] = [
+    &["signal", "cause", "error", "exit", "stdio", "token", "timer", "lifecycle"],
+    &["sys"],
+    &["process", "pipe", "helpers", "spawner"],
+    &["spawn"],
+    &["context"],
+    &["command"],
+    &["reactor"],
+    &["driver"],
+    &["child"],
+    &["lib", "main", "cli"],
+];
+
+fn files(dir: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    pending.retain(|dir| dir.exists());
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+/// The file or folder directly below `src`.
+fn room(path: &Path) -> String {
+    let inside = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+fn layer(room: &str) -> usize {
+    LAYERS.iter().position(|rooms| rooms.contains(&room)).unwrap_or_else(|| panic!("{room} has no layer"))
+}
+
+/// The part of a file before its unit tests.
+fn code(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod tests").next().unwrap()
+}
+
+#[test]
+fn imports_point_downward() {
+    for (path, text) in files("src") {
+        let own = room(&path);
+        for line in code(&text).lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+            for (at, _) in line.match_indices("crate::") {
+                let name: String = line[at + 7..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                let known = LAYERS.iter().any(|rooms| rooms.contains(&name.as_str()));
+                if known && name != own {
+                    assert!(layer(&name) <= layer(&own), "{}: {own} imports from {name}, above it", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_lifecycle_decides_and_does_nothing() {
+    let (_, text) = files("src").into_iter().find(|(path, _)| path.ends_with("lifecycle.rs")).unwrap();
+    let code = code(&text);
+    assert!(!code.contains("crate::") && !code.contains("std::"), "it imports something");
+    assert!(!code.contains("_ =>"), "a cell is left out");
+}
+
+#[test]
+fn unsafe_code_is_in_one_place() {
+    for (path, text) in files("src") {
+        let found = code(&text).lines().any(|line| {
+            let line = line.split("//").next().unwrap();
+            line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
+        });
+        assert!(!found || room(&path) == "sys", "{}", path.display());
+    }
+}
+
+#[test]
+fn only_the_loop_names_mio() {
+    for (path, text) in files("src") {
+        assert!(!code(&text).contains("mio::") || room(&path) == "reactor", "{}", path.display());
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for dir in ["src", "tests", "benches"] {
+        for (path, text) in files(dir) {
+            let first = text.lines().next().unwrap_or_default();
+            assert!(first.starts_with("//! ") || first.starts_with("#![doc"), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn functions_are_short() {
+    for (path, text) in files("src") {
+        let lines: Vec<&str> = code(&text).lines().collect();
+        for (start, line) in lines.iter().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            let is_function = line.trim_start().split_whitespace().any(|word| word == "fn") && line.ends_with('{');
+            if !is_function || line.trim_start().starts_with("//") {
+                continue;
+            }
+            let end = lines[start..]
+                .iter()
+                .position(|l| l.len() > indent && l.starts_with(&format!("{}}}", " ".repeat(indent))));
+            let length = end.unwrap_or(0) + 1;
+            assert!(length <= 70, "{}:{}: {length} lines", path.display(), start + 1);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later_and_no_test_sleeps() {
+    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
+    for dir in ["src", "tests", "benches"] {
+        for (path, text) in files(dir) {
+            assert!(!marks.iter().any(|mark| text.contains(mark)), "{}", path.display());
+            let sleeps = text.contains(concat!("thread::", "sleep("));
+            assert!(!sleeps || dir != "tests", "{}", path.display());
+        }
+    }
+}
