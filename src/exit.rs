@@ -27,6 +27,7 @@ pub(crate) struct Ending {
     pub(crate) usage: Option<Usage>,
     pub(crate) spawned_at: Instant,
     pub(crate) exited_at: Instant,
+    pub(crate) reaped_at: Option<Instant>,
     pub(crate) held_open: HeldOpen,
     /// Why the closure of `Cancel::call` failed.
     pub(crate) cancel_failed: Option<Arc<str>>,
@@ -133,6 +134,12 @@ impl Exit {
     /// When its exit was seen.
     pub fn exited_at(&self) -> Instant {
         self.0.exited_at
+    }
+
+    /// When its status was taken from the kernel and its process id became free; `None` if somebody else took it, or if it was kept as a
+    /// zombie while the rest of its group was still being stopped (before Linux 6.9).
+    pub fn reaped_at(&self) -> Option<Instant> {
+        self.0.reaped_at
     }
 
     /// From the call of `spawn` to the moment its exit was seen.

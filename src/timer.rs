@@ -16,6 +16,8 @@ pub(crate) enum Clock {
     Delay,
     /// Another try at a child that could not be signalled or reaped yet.
     Retry,
+    /// The end of a dead child's wait for its `Cancel::call` closure.
+    Call,
 }
 
 /// A deadline: whose, and which.

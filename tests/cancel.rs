@@ -200,35 +200,72 @@ fn a20_the_delay_alone_kills_and_is_never_early() {
     assert_eq!((exit.to_string().as_str(), exit.cause()), ("signal: killed", Some(&Cause::Cancelled)));
 }
 
+/// A shell that ends by `end` at SIGINT, stopped by a closure that sends that and then returns what `result` makes.
+fn stopped_by_a_closure(end: &str, result: fn() -> std::io::Result<()>) -> pidloop::Exit {
+    let ctx = Context::new();
+    let mut command = sh(&format!("trap '{end}' INT; echo ready; while :; do sleep 0.01; done"));
+    command.context(&ctx).cancel(Cancel::call(move |target| {
+        target.signal(Signal::SIGINT)?;
+        result()
+    }));
+    let (child, _stdout) = spawn_ready(&mut command);
+    ctx.cancel();
+    child.wait().unwrap()
+}
+
 #[test]
-fn a21_a22_a25_a_failing_cancel_closure_counts_only_when_nothing_else_went_wrong() {
-    let cases = [
-        ("exit 0", Some("arbitrary"), Some(ErrorKind::Cancelled)),
-        ("exit 0", None, Some(ErrorKind::Cancelled)),
-        ("exit 1", Some("arbitrary"), Some(ErrorKind::Cancelled)),
-    ];
-    for (end, failure, expected) in cases {
-        let ctx = Context::new();
-        let mut command = sh(&format!("trap '{end}' INT; echo ready; while :; do sleep 0.01; done"));
-        command.context(&ctx).cancel(Cancel::call(move |target| {
-            target.signal(Signal::SIGINT)?;
-            failure.map_or(Ok(()), |text| Err(std::io::Error::other(text)))
-        }));
-        let (child, _stdout) = spawn_ready(&mut command);
-        ctx.cancel();
-        // A stop was sent, and that is blamed first; the closure's failure is told when no stop is.
-        assert_eq!(child.wait().unwrap().check().err().map(|e| e.kind()), expected);
+fn a21_a_closure_that_fails_stopped_nothing_and_is_told_after_a_success() {
+    let exit = stopped_by_a_closure("exit 0", || Err(std::io::Error::other("arbitrary")));
+    assert_eq!((exit.code(), exit.cause()), (Some(0), None));
+    let error = exit.check().unwrap_err();
+    assert_eq!((error.kind(), error.cause()), (ErrorKind::CancelFailed, None));
+    assert!(error.to_string().contains("canceling the command failed: arbitrary"), "{error}");
+
+    let exit = stopped_by_a_closure("exit 0", || panic!("as asked"));
+    let error = exit.check().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CancelFailed);
+    assert!(error.to_string().contains("canceling the command failed: the closure panicked: as asked"), "{error}");
+}
+
+#[test]
+fn a22_a_closure_that_comes_too_late_stopped_nothing() {
+    for gone in [
+        || Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+        || Err(std::io::Error::other(std::io::Error::from_raw_os_error(libc::ESRCH))),
+    ] {
+        let exit = stopped_by_a_closure("exit 0", gone);
+        assert_eq!((exit.code(), exit.cause()), (Some(0), None));
+        exit.check().unwrap();
     }
 }
 
 #[test]
-fn a23_a_failing_closure_is_followed_by_the_delays_kill() {
+fn a23_a_failing_closure_is_followed_by_the_delays_kill_which_is_a_stop() {
     let ctx = Context::new();
     let mut command = sh("echo ready; exec sleep 60");
     command.context(&ctx).wait_delay(MOMENT).cancel(Cancel::call(|_| Err(std::io::Error::other("no"))));
     let (child, _stdout) = spawn_ready(&mut command);
-    ctx.cancel();
-    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+    ctx.cancel_with("enough");
+    let exit = child.wait().unwrap();
+    assert_eq!(exit.to_string(), "signal: killed");
+    assert_eq!(exit.cause().unwrap().to_string(), "enough");
+    assert_eq!(exit.check().unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a25_after_a_closure_that_fails_a_non_success_is_blamed() {
+    let exit = stopped_by_a_closure("exit 1", || Err(std::io::Error::other("arbitrary")));
+    assert_eq!((exit.code(), exit.cause()), (Some(1), None));
+    assert_eq!(exit.check().unwrap_err().kind(), ErrorKind::Unsuccessful);
+}
+
+#[test]
+fn a_closure_that_succeeds_is_a_stop_whatever_the_status() {
+    for (end, code) in [("exit 0", 0), ("exit 1", 1)] {
+        let exit = stopped_by_a_closure(end, || Ok(()));
+        assert_eq!((exit.code(), exit.cause()), (Some(code), Some(&Cause::Cancelled)));
+        assert_eq!(exit.check().unwrap_err().kind(), ErrorKind::Cancelled);
+    }
 }
 
 #[test]

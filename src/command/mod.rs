@@ -15,6 +15,7 @@ use std::time::Duration;
 pub use self::options::{IoPriority, Namespace, Resource, Scheduler};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::helpers;
 use crate::signal::Signal;
 use crate::spawn::{self, Options};
 use crate::stdio::{Kind, Stdio};
@@ -88,13 +89,21 @@ pub enum Cancel {
 }
 
 impl Cancel {
-    /// Calls `f` on a helper thread.
+    /// Calls `f` on a helper thread; Go's `Cmd.Cancel`.
     ///
-    /// An error it returns is the command's outcome only if the child then ends successfully and nothing else went wrong
-    /// ([`ErrorKind::CancelFailed`]); `ESRCH` ("no such process") is none. A closure that blocks delays nothing: the clock
-    /// of [`Command::wait_delay`] started when the context fired. One that panics counts as failed.
+    /// What it returns decides what the child's end is called, as in Go:
+    ///
+    /// - `Ok`: the child was stopped, whatever its status is.
+    /// - An error with `ESRCH` ("no such process") at its bottom: there was nothing to stop. The end is the child's own.
+    /// - Another error, or a panic: nothing was stopped, and the end is the child's own. If it is a success,
+    ///   [`Exit::check`](crate::Exit::check) tells the failure ([`ErrorKind::CancelFailed`]).
+    ///
+    /// The closure is not called when the child's exit is seen first. One that blocks delays nothing: the clock of
+    /// [`Command::wait_delay`] started when the context fired, and its SIGKILL is a stop of its own. If the child ends while the closure
+    /// still runs, its end is published when the closure returns, after 250 ms at the latest: then it counts as `Ok`. So a closure should
+    /// not wait for the child. There are 16 helper threads: one that never returns takes one of them away.
     pub fn call(f: impl Fn(&Target<'_>) -> io::Result<()> + Send + Sync + 'static) -> Cancel {
-        Cancel::Call(Closure(Arc::new(f)))
+        Cancel::Call(Closure(Arc::new(Box::new(f))))
     }
 }
 
@@ -102,7 +111,16 @@ impl Cancel {
 #[derive(Clone)]
 pub struct Closure(pub(crate) Arc<StopFn>);
 
-type StopFn = dyn Fn(&Target<'_>) -> io::Result<()> + Send + Sync;
+type StopFn = Box<dyn Fn(&Target<'_>) -> io::Result<()> + Send + Sync>;
+
+impl Closure {
+    /// Has a helper thread drop what it holds, if this is the last of its clones.
+    pub(crate) fn retire(self) {
+        if let Some(f) = Arc::into_inner(self.0) {
+            helpers::run(Box::new(move || drop(f)));
+        }
+    }
+}
 
 impl fmt::Debug for Closure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

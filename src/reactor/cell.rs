@@ -2,6 +2,7 @@
 //! Does what `lifecycle` decides. Knows its reactor only as the place to register, arm and leave.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,9 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 
 use super::core::Core;
-use super::stop::{Delay, Ladder, Rung};
+use super::stop::{Deed, Delay, Failure, Ladder, Rung};
 use crate::cause::Cause;
-use crate::command::{Leftovers, Signals, Target};
+use crate::command::{Closure, Leftovers, Signals, Target};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::exit::{Captured, Ending, Exit, HeldOpen, Usage};
 use crate::helpers;
@@ -28,6 +29,9 @@ use crate::token::{Kind, Token};
 
 /// How soon a child that could not be signalled or reaped yet is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+/// How long the end of a child stays unpublished at most while its `Cancel::call` closure runs: what the closure returns decides whether
+/// the child was stopped.
+const CALL_GRACE: Duration = Duration::from_millis(250);
 
 /// A child, as its reactor, its handle and its waiters share it.
 #[derive(Debug)]
@@ -70,9 +74,10 @@ pub(crate) struct Life {
     pending: Option<Cause>,
     cause: Option<Cause>,
     sent: Sent,
+    call: Call,
     scope: Scope,
     spawned_at: Instant,
-    ended: Option<(Option<ExitStatus>, Option<Usage>)>,
+    ended: Option<Box<Death>>,
     exit: Option<Exit>,
     /// The streams are done: `exit` says everything there is to say.
     done: bool,
@@ -92,6 +97,26 @@ pub(crate) struct Life {
 struct Sent {
     kill: bool,
     other: bool,
+}
+
+/// How far the closure of `Cancel::call` has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Call {
+    /// There is none, or what it does no longer counts.
+    #[default]
+    Over,
+    /// It waits for a helper thread: nothing has been done to the child yet.
+    Queued,
+    Running,
+}
+
+/// What is known of the end, before it is published.
+#[derive(Clone, Debug)]
+struct Death {
+    status: Option<ExitStatus>,
+    usage: Option<Usage>,
+    exited_at: Instant,
+    reaped_at: Option<Instant>,
 }
 
 /// What most children do without.
@@ -137,6 +162,7 @@ impl Cell {
                 pending: None,
                 cause: None,
                 sent: Sent::default(),
+                call: Call::Over,
                 scope: birth.scope,
                 spawned_at: birth.spawned_at,
                 ended: None,
@@ -239,7 +265,11 @@ impl Cell {
             return Ok(());
         };
         self.core.register_readable(life.pidfd(), token)?;
-        let Some(extra) = &mut life.extra else {
+        self.watch_streams(life, token)
+    }
+
+    fn watch_streams(&self, life: &Life, token: Token) -> Result<()> {
+        let Some(extra) = &life.extra else {
             return Ok(());
         };
         if let Some(feed) = &extra.feed {
@@ -256,7 +286,7 @@ impl Cell {
     /// For a loop that takes over from one that died.
     pub(crate) fn register_again(self: &Arc<Cell>) {
         self.with(|life| {
-            if life.owner != Owner::Reactor && life.exit.is_none() {
+            if life.owner == Owner::Creator {
                 return;
             }
             self.unwatch(life);
@@ -266,18 +296,6 @@ impl Cell {
                 log::error!("pidloop: {}: {error}", self.label);
             }
         });
-    }
-
-    fn watch_streams(&self, life: &mut Life, token: Token) -> Result<()> {
-        let Some(extra) = &life.extra else {
-            return Ok(());
-        };
-        for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
-            if let Some(capture) = capture {
-                self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
-            }
-        }
-        Ok(())
     }
 
     fn unwatch(&self, life: &mut Life) {
@@ -303,7 +321,7 @@ impl Cell {
     /// As [`Cell::stop`], by another ladder than the command's.
     fn stop_by(self: &Arc<Cell>, life: &mut Life, cause: Cause, rungs: Vec<Rung>) {
         if life.phase == Phase::Running {
-            life.extra().ladder = Ladder::new(rungs);
+            std::mem::replace(&mut life.extra().ladder, Ladder::new(rungs)).retire();
         }
         self.stop_locked(life, cause);
     }
@@ -386,8 +404,11 @@ impl Cell {
     }
 
     fn kill_if_wished(self: &Arc<Cell>, life: &mut Life) {
-        if life.kill_on_drop {
-            self.stop_by(life, Cause::Dropped, vec![Rung::kill()]);
+        match life.phase {
+            _ if !life.kill_on_drop => {}
+            // What a gentler stop has left to do nobody waits for any more.
+            Phase::Stopping => self.feed(life, Event::DelayOver),
+            Phase::Running | Phase::Draining | Phase::Done => self.stop_by(life, Cause::Dropped, vec![Rung::kill()]),
         }
     }
 
@@ -419,6 +440,8 @@ impl Cell {
                 Owner::Reactor => self.try_reap(life),
                 Owner::Waiter | Owner::Nobody => {}
             },
+            Clock::Call if life.call == Call::Running && life.ended.is_some() => self.conclude(life),
+            Clock::Call => {}
         });
     }
 
@@ -527,13 +550,28 @@ impl Cell {
         if life.traced {
             self.core.deregister(life.pidfd());
         }
-        life.ended = Some(match reaped {
-            Reaped::Ended(status, usage) => (Some(status), Some(usage)),
-            Reaped::Stolen(status) => (status, None),
+        let exited_at = Instant::now();
+        let (status, usage, reaped_at) = match reaped {
+            Reaped::Ended(status, usage) => (Some(status), Some(usage), (!unreaped).then_some(exited_at)),
+            Reaped::Stolen(status) => (status, None, None),
             Reaped::NotYet => return,
-        });
+        };
+        life.ended = Some(Box::new(Death { status, usage, exited_at, reaped_at }));
         life.owner = Owner::Nobody;
         life.unreaped = unreaped;
+        match life.token {
+            // What it returns says whether this was a stop. It is given a moment: one that blocks for ever holds up nothing else.
+            Some(token) if life.call == Call::Running && !life.was_killed_by_us() => {
+                self.core.arm(exited_at + CALL_GRACE, (token, Clock::Call));
+            }
+            _ => self.conclude(life),
+        }
+    }
+
+    /// The end is published, with what is known by now of its reason. A closure that has not begun never will, and what one that still
+    /// runs returns no longer counts.
+    fn conclude(self: &Arc<Cell>, life: &mut Life) {
+        life.call = Call::Over;
         life.take_back_cause();
         self.feed(life, Event::Exited);
     }
@@ -615,7 +653,6 @@ impl Cell {
     }
 
     fn take(self: &Arc<Cell>, life: &mut Life, rung: &Rung) {
-        use super::stop::Deed;
         match &rung.deed {
             Deed::Signal(signal) => life.stop_with(*signal),
             Deed::CloseStdin => {
@@ -630,8 +667,7 @@ impl Cell {
                 }
             }
             Deed::Call(closure) => {
-                life.sent.other = true;
-                life.record_cause();
+                life.call = Call::Queued;
                 let (cell, closure) = (self.clone(), closure.clone());
                 helpers::run(Box::new(move || cell.call(&closure)));
             }
@@ -639,16 +675,43 @@ impl Cell {
     }
 
     /// On a helper thread: the caller's own way to stop the child.
-    fn call(self: &Arc<Cell>, closure: &crate::command::Closure) {
-        let target = Target(self);
-        let failure = match catch_unwind(AssertUnwindSafe(|| (closure.0)(&target))) {
-            Ok(Ok(())) => return,
-            // Go's ErrProcessDone: it was too late, and that is all right.
-            Ok(Err(error)) if error.raw_os_error() == Some(libc::ESRCH) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the closure panicked".to_owned(),
-        };
-        self.with(|life| life.extra().cancel_failed = Some(failure.into()));
+    fn call(self: &Arc<Cell>, closure: &Closure) {
+        let begins = self.with(|life| {
+            // Exit wins, as for every other stop: looked at, recorded and begun in one critical section.
+            let begins = life.call == Call::Queued && !life.has_exited();
+            if begins {
+                life.call = Call::Running;
+                life.sent.other = true;
+                life.record_cause();
+            }
+            begins
+        });
+        if begins {
+            let result = catch_unwind(AssertUnwindSafe(|| (closure.0)(&Target(self))));
+            self.with(|life| self.called(life, Failure::of(result)));
+        }
+    }
+
+    /// The closure has returned. If it failed there was no stop (Go's rule): the cause is taken back, unless SIGKILL has followed, and
+    /// waits for a stop that works.
+    fn called(self: &Arc<Cell>, life: &mut Life, failure: Option<Failure>) {
+        if life.call != Call::Running {
+            return;
+        }
+        life.call = Call::Over;
+        if let Some(failure) = failure {
+            life.sent.other = false;
+            if !life.sent.kill {
+                life.pending = life.cause.take();
+            }
+            if let Failure::Because(why) = failure {
+                life.extra().cancel_failed = Some(why);
+            }
+        }
+        if let (Some(death), Some(token)) = (&life.ended, life.token) {
+            self.core.disarm(death.exited_at + CALL_GRACE, (token, Clock::Call));
+            self.conclude(life);
+        }
     }
 
     /// SIGKILL now: for a child that outlived its delay, or for what is left of a group that is being stopped.
@@ -672,16 +735,16 @@ impl Cell {
     }
 
     fn make_exit(&self, life: &Life) -> Exit {
-        let (status, usage) = life.ended.unwrap_or_default();
-        let exited_at = life.exit.as_ref().map_or_else(Instant::now, Exit::exited_at);
+        let death = life.ended.as_ref().expect("published when it is known");
         Exit::new(Ending {
             command: self.label.clone(),
             pid: life.pid,
-            status,
+            status: death.status,
             cause: life.cause.clone(),
-            usage,
+            usage: death.usage,
             spawned_at: life.spawned_at,
-            exited_at,
+            exited_at: death.exited_at,
+            reaped_at: death.reaped_at,
             held_open: life.extra.as_ref().map_or_else(HeldOpen::default, |e| e.held_open),
             cancel_failed: life.extra.as_ref().and_then(|e| e.cancel_failed.clone()),
         })
@@ -690,7 +753,7 @@ impl Cell {
     /// The leader died in the middle of a stop: the remaining steps still go to the group.
     fn stop_group(self: &Arc<Cell>, life: &mut Life) {
         if !life.is_stopping_group() {
-            return self.release_pidfd(life);
+            return self.end_group_stop(life);
         }
         if life.sent.kill {
             // A member that was being forked when the first one was sent may have missed it.
@@ -732,7 +795,7 @@ impl Cell {
             self.disarm_step(life);
             self.release_pidfd(life);
         }
-        let stopped = life.cause.is_some();
+        let stopped = life.cause.is_some() || life.pending.is_some();
         if let Some(extra) = &mut life.extra {
             if let Some(feed) = extra.feed.take() {
                 self.core.deregister(feed.fd.as_fd());
@@ -812,11 +875,17 @@ impl Cell {
             if life.died {
                 return Err(self.error(ErrorKind::ReactorDied));
             }
-            if life.owner == Owner::Reactor {
+            if life.owner == Owner::Reactor && !life.traced {
                 life.owner = Owner::Waiter;
                 self.core.deregister(life.pidfd());
                 drop(life);
-                return self.wait_as_owner(until);
+                match self.wait_as_owner(until)? {
+                    None if !until.is_some_and(|until| until <= Instant::now()) => {}
+                    ended => return Ok(ended),
+                }
+                // A tracer has it, or a closure still decides about its cause: the loop tells.
+                life = self.lock();
+                continue;
             }
             life = match self.sleep(life, until) {
                 Some(life) => life,
@@ -1004,6 +1073,16 @@ impl Cell {
     }
 }
 
+impl Drop for Cell {
+    /// The last reference may be the loop's, and what a closure holds is the caller's: its destructors may block.
+    fn drop(&mut self) {
+        let life = self.life.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(extra), true) = (&mut life.extra, self.core.is_ours()) {
+            std::mem::replace(&mut extra.ladder, Ladder::new(Vec::new())).retire();
+        }
+    }
+}
+
 impl Signals for Arc<Cell> {
     fn pid(&self) -> u32 {
         Cell::pid(self)
@@ -1047,20 +1126,29 @@ impl Life {
         self.is_stopping_group() && !process::group_flag_works()
     }
 
+    /// Of what its group is sent after its end it is not said to have died.
     fn record_cause(&mut self) {
-        if self.cause.is_none() {
+        if self.cause.is_none() && self.ended.is_none() {
             self.cause = self.pending.take();
         }
+    }
+
+    fn was_killed(&self) -> bool {
+        let status = self.ended.as_ref().and_then(|death| death.status);
+        status.is_some_and(|status| status.signal() == Some(libc::SIGKILL))
+    }
+
+    /// Then it was stopped, whatever else was tried.
+    fn was_killed_by_us(&self) -> bool {
+        self.sent.kill && self.was_killed()
     }
 
     /// If SIGKILL was all that was sent and it did not die of that, it was not stopped: it had ended by itself in between.
     fn take_back_cause(&mut self) {
         let only_kill = self.sent.kill && !self.sent.other;
-        let Some((Some(status), _)) = self.ended else {
-            return;
-        };
-        if only_kill && std::os::unix::process::ExitStatusExt::signal(&status) != Some(libc::SIGKILL) {
-            self.cause = None;
+        let is_known = self.ended.as_ref().is_some_and(|death| death.status.is_some());
+        if only_kill && is_known && !self.was_killed() {
+            self.pending = self.cause.take();
         }
     }
 

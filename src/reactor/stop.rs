@@ -1,6 +1,8 @@
 //! How a child is stopped, as data: the steps of a ladder and how far it has got. Sends nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use crate::command::{Cancel, Closure, Step};
 use crate::signal::Signal;
@@ -57,6 +59,15 @@ impl Ladder {
         rung
     }
 
+    /// Drops it; a closure in it by a helper thread.
+    pub(crate) fn retire(self) {
+        for rung in self.rungs {
+            if let Deed::Call(closure) = rung.deed {
+                closure.retire();
+            }
+        }
+    }
+
     /// Whether all steps were taken.
     pub(crate) fn is_over(&self) -> bool {
         self.taken >= self.rungs.len()
@@ -87,6 +98,45 @@ impl From<&Cancel> for Ladder {
     }
 }
 
+/// How the closure of `Cancel::call` failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// There was nothing to stop any more; Go's `ErrProcessDone`.
+    Gone,
+    Because(Arc<str>),
+}
+
+impl Failure {
+    /// `None` if it did not.
+    pub(crate) fn of(result: thread::Result<io::Result<()>>) -> Option<Failure> {
+        match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) if says_gone(&error) => Some(Failure::Gone),
+            Ok(Err(error)) => Some(Failure::Because(error.to_string().into())),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+                Some(Failure::Because(match text {
+                    Some(text) => format!("the closure panicked: {text}").into(),
+                    None => "the closure panicked".into(),
+                }))
+            }
+        }
+    }
+}
+
+/// Whether ESRCH is at the bottom of it.
+fn says_gone(error: &io::Error) -> bool {
+    let mut next = error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
+    while let Some(inner) = next {
+        if inner.downcast_ref::<io::Error>().is_some_and(says_gone) {
+            return true;
+        }
+        next = inner.source();
+    }
+    error.raw_os_error() == Some(libc::ESRCH)
+}
+
 /// The `wait_delay` clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Delay {
@@ -112,6 +162,19 @@ mod tests {
             assert!(ladder.is_over());
             assert!(matches!(last, Some(Rung { deed: Deed::Signal(Signal::SIGKILL), .. })), "{cancel:?}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_told_by_what_is_at_the_bottom_of_it() {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        let because = |text: &str| Some(Failure::Because(text.into()));
+        assert_eq!(Failure::of(Ok(Ok(()))), None);
+        assert_eq!(Failure::of(Ok(Err(gone()))), Some(Failure::Gone));
+        assert_eq!(Failure::of(Ok(Err(io::Error::other(io::Error::other(gone()))))), Some(Failure::Gone));
+        assert_eq!(Failure::of(Ok(Err(io::Error::other("no")))), because("no"));
+        assert_eq!(Failure::of(Err(Box::new("boom"))), because("the closure panicked: boom"));
+        assert_eq!(Failure::of(Err(Box::new("boom".to_owned()))), because("the closure panicked: boom"));
+        assert_eq!(Failure::of(Err(Box::new(1))), because("the closure panicked"));
     }
 
     #[test]
