@@ -52,6 +52,8 @@ pub(crate) enum Action {
     StopGroup,
     /// Note how much the child left in its pipes; if there are none, [`Event::StreamsDone`] follows.
     Drain,
+    /// As `Drain`, for a child that was asked to stop, whether or not anything was sent: unless a delay gives them time, as `CutStreams`.
+    DrainStopped,
     /// Read what the child itself left in its pipes, and no more; then close them. [`Event::StreamsDone`] follows.
     CutStreams,
     /// Tell everybody who waits for the output, and give the slot back.
@@ -75,7 +77,7 @@ pub(crate) fn step(phase: Phase, event: Event) -> (Phase, &'static [Action]) {
         (Phase::Stopping, Event::StepDue) => (Phase::Stopping, &[NextStep]),
         // The streams are cut when the death is seen: it must die of SIGKILL, not of SIGPIPE.
         (Phase::Stopping, Event::DelayOver) => (Phase::Stopping, &[Kill]),
-        (Phase::Stopping, Event::Exited) => (Phase::Draining, &[PublishExit, StopGroup, StartDelay, Drain]),
+        (Phase::Stopping, Event::Exited) => (Phase::Draining, &[PublishExit, StopGroup, StartDelay, DrainStopped]),
         (Phase::Stopping, Event::StreamsDone) => (Phase::Stopping, &[]),
 
         // Who cancels wants no more of it; the exit stays what it is.
@@ -128,7 +130,7 @@ mod tests {
         the_first_stop_wins: Stopping + Stop => Stopping [];
         a_ladder_goes_on: Stopping + StepDue => Stopping [NextStep];
         the_delay_kills_in_the_middle_of_a_ladder: Stopping + DelayOver => Stopping [Kill];
-        a_stopped_leader_leaves_its_group_to_the_ladder: Stopping + Exited => Draining [PublishExit, StopGroup, StartDelay, Drain];
+        a_stopped_leader_leaves_its_group_to_the_ladder: Stopping + Exited => Draining [PublishExit, StopGroup, StartDelay, DrainStopped];
         eof_does_not_end_a_stop: Stopping + StreamsDone => Stopping [];
         a_cancel_after_the_exit_ends_the_capture: Draining + Stop => Draining [CutStreams];
         a_ladder_goes_on_for_the_group_while_draining: Draining + StepDue => Draining [NextStep];

@@ -602,7 +602,8 @@ impl Cell {
             }
             Action::PublishExit => self.publish(life),
             Action::StopGroup => self.stop_group(life),
-            Action::Drain => self.drain(life),
+            Action::Drain => self.drain(life, false),
+            Action::DrainStopped => self.drain(life, true),
             Action::CutStreams => self.cut(life),
             Action::Finish => self.finish(life),
         }
@@ -790,12 +791,11 @@ impl Cell {
         life.pidfd = None;
     }
 
-    fn drain(self: &Arc<Cell>, life: &mut Life) {
+    fn drain(self: &Arc<Cell>, life: &mut Life, stopped: bool) {
         if !life.is_stopping_group() {
             self.disarm_step(life);
             self.release_pidfd(life);
         }
-        let stopped = life.cause.is_some() || life.pending.is_some();
         if let Some(extra) = &mut life.extra {
             if let Some(feed) = extra.feed.take() {
                 self.core.deregister(feed.fd.as_fd());
