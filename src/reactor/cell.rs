@@ -880,7 +880,7 @@ impl Cell {
                 self.core.deregister(life.pidfd());
                 drop(life);
                 match self.wait_as_owner(until)? {
-                    None if !until.is_some_and(|until| until <= Instant::now()) => {}
+                    None if until.is_none_or(|until| until > Instant::now()) => {}
                     ended => return Ok(ended),
                 }
                 // A tracer has it, or a closure still decides about its cause: the loop tells.
