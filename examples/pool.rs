@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use pidloop::{ChildId, Command, Ended, Limit, Reactor, Stdio};
 
-/// How many run at a time.
-const AT_ONCE: usize = 4;
+const AT_A_TIME: usize = 4;
 
 fn job(number: u32) -> Command {
     let script = match number % 10 {
@@ -43,7 +42,7 @@ fn main() -> pidloop::Result<()> {
     let mut running: HashMap<ChildId, u32> = HashMap::new();
     let mut waiting = 1..=20;
     loop {
-        while running.len() < AT_ONCE {
+        while running.len() < AT_A_TIME {
             let Some(number) = waiting.next() else { break };
             running.insert(jobs.spawn(&job(number))?, number);
         }
