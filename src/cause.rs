@@ -9,7 +9,7 @@ use crate::signal::Signal;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Cause {
-    /// [`Context::cancel`], or a write to [`Context::cancel_fd`].
+    /// [`Context::cancel`](crate::Context::cancel), or a write to [`Context::cancel_fd`](crate::Context::cancel_fd).
     Cancelled,
     /// The deadline of a context or the timeout of a command passed.
     DeadlineExceeded,
@@ -21,13 +21,13 @@ pub enum Cause {
     Dropped,
     /// The driver or reactor was shut down.
     ShutDown,
-    /// A signal of [`Context::on_signal`].
+    /// A signal of [`Context::on_signal`](crate::Context::on_signal).
     Signal(Signal),
-    /// The descriptor of [`Context::from_fd`] became readable.
+    /// The descriptor of [`Context::from_fd`](crate::Context::from_fd) became readable.
     Readable,
-    /// The other end of the descriptor of [`Context::from_fd`] was closed.
+    /// The other end of the descriptor of [`Context::from_fd`](crate::Context::from_fd) was closed.
     PeerClosed,
-    /// What was given to [`Context::cancel_with`].
+    /// What was given to [`Context::cancel_with`](crate::Context::cancel_with).
     Other(Reason),
 }
 

@@ -1,3 +1,11 @@
+// The first definition of a link counts: here the README's lead to the pages of this documentation, on the web to the files.
+//! [docs/ARCHITECTURE.md]: crate::documents::architecture
+//! [docs/DESIGN.md]: crate::documents::design
+//! [docs/FROM_GO.md]: crate::documents::from_go
+//! [docs/FROM_TOKIO.md]: crate::documents::from_tokio
+//! [docs/GOTCHAS.md]: crate::documents::gotchas
+//! [CHANGELOG.md]: crate::documents::changelog
+//! [SECURITY.md]: crate::documents::security
 #![doc = include_str!("../README.md")]
 
 #[cfg(not(target_os = "linux"))]
@@ -34,3 +42,29 @@ pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
 pub use signal::Signal;
 pub use spawn::{Capabilities, capabilities, init};
 pub use stdio::{ChildStderr, ChildStdin, ChildStdout, Limit, Stdio};
+
+/// The project's documents, for reading here and, as tests, for compiling their code.
+#[cfg(any(doc, doctest))]
+pub mod documents {
+    /// [DESIGN.md]: crate::documents::design
+    /// [design-exec]: crate::documents::design#between-clone-and-exec
+    /// [design-promises]: crate::documents::design#the-promises
+    #[doc = include_str!("../docs/ARCHITECTURE.md")]
+    pub mod architecture {}
+    #[doc = include_str!("../CHANGELOG.md")]
+    pub mod changelog {}
+    /// [ARCHITECTURE.md]: crate::documents::architecture
+    /// [map-promises]: crate::documents::architecture#the-promises
+    /// [gotcha-command]: crate::documents::gotchas#a-command-keeps-what-it-was-given
+    #[doc = include_str!("../docs/DESIGN.md")]
+    pub mod design {}
+    /// [design-go]: crate::documents::design#differences-from-go
+    #[doc = include_str!("../docs/FROM_GO.md")]
+    pub mod from_go {}
+    #[doc = include_str!("../docs/FROM_TOKIO.md")]
+    pub mod from_tokio {}
+    #[doc = include_str!("../docs/GOTCHAS.md")]
+    pub mod gotchas {}
+    #[doc = include_str!("../SECURITY.md")]
+    pub mod security {}
+}

@@ -1,0 +1,239 @@
+//! What the documents promise of themselves: links that lead somewhere, code that is compiled, files and commands that are there. Knows
+//! them as text.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// All documents: (path from the root, text).
+fn documents() -> Vec<(String, String)> {
+    let names = |dir: &str| {
+        let entries = fs::read_dir(root().join(dir)).unwrap().map(|entry| entry.unwrap().file_name());
+        let names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.into_iter().filter(|name| name.ends_with(".md"))
+    };
+    let mut paths: Vec<String> = names(".").chain(names("docs").map(|name| format!("docs/{name}"))).collect();
+    paths.sort();
+    assert!(paths.len() >= 8, "{paths:?}");
+    paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
+}
+
+/// The lines outside code blocks, and the code blocks: (language, text).
+fn split(text: &str) -> (Vec<&str>, Vec<(String, String)>) {
+    let (mut prose, mut blocks) = (Vec::new(), Vec::new());
+    let mut open: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (line.trim_start().strip_prefix("```"), &mut open) {
+            (Some(language), None) => open = Some((language.trim().to_owned(), String::new())),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some((_, code))) => *code += &format!("{line}\n"),
+            (None, None) => prose.push(line),
+        }
+    }
+    assert!(open.is_none(), "a code block is not closed");
+    (prose, blocks)
+}
+
+/// A heading's anchor, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| match c {
+        ' ' => Some('-'),
+        '-' | '_' => Some(c),
+        c if c.is_alphanumeric() => Some(c.to_ascii_lowercase()),
+        _ => None,
+    };
+    heading.chars().filter_map(kept).collect()
+}
+
+fn anchors(text: &str) -> HashSet<String> {
+    let (prose, _) = split(text);
+    let headings = prose.into_iter().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
+}
+
+/// The definitions of links at the end of a document: (label, target).
+fn definitions<'a>(prose: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let definition = |line: &'a str| line.strip_prefix('[')?.split_once("]: ");
+    prose.iter().filter_map(|line| definition(line)).collect()
+}
+
+/// The targets of `[…](…)` and of the definitions.
+fn links(prose: &[&str]) -> Vec<String> {
+    let text = prose.join("\n");
+    let inline = text.match_indices("](").map(|(at, _)| {
+        let target = &text[at + 2..];
+        target[..target.find(')').expect("a link is not closed")].to_owned()
+    });
+    inline.chain(definitions(prose).into_iter().map(|(_, target)| target.to_owned())).collect()
+}
+
+/// A link to a file is a definition, which `src/lib.rs` defines first, as a page of the rendered documentation.
+#[test]
+fn links_between_documents_lead_somewhere_when_rendered() {
+    let lib = read("src/lib.rs");
+    for (path, text) in documents() {
+        let (prose, _) = split(&text);
+        let text = prose.join("\n");
+        let inline = text.match_indices("](").map(|(at, _)| text[at + 2..].split(')').next().unwrap());
+        inline.for_each(|target| assert!(!target.contains(".md"), "{path}: a link to {target} is written inline"));
+        for (label, target) in definitions(&prose) {
+            let rendered = !target.contains(".md") || lib.contains(&format!("[{label}]: crate::documents::"));
+            assert!(rendered, "{path}: src/lib.rs does not define [{label}]");
+            assert!(text.matches(&format!("[{label}]")).count() > 1, "{path}: [{label}] is not used");
+        }
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for (path, text) in documents() {
+        let (prose, _) = split(&text);
+        for link in links(&prose) {
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (file, wanted) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => Path::new(&path).parent().unwrap().join(file).to_str().unwrap().to_owned(),
+            };
+            assert!(root().join(&target).exists(), "{path}: {link}: no such file");
+            let known = wanted.is_empty() || anchors(&read(&target)).contains(wanted);
+            assert!(known, "{path}: {link}: no such heading");
+        }
+    }
+}
+
+/// Blocks of Rust are tests of the library (`src/lib.rs` includes every document); none is left out.
+#[test]
+fn code_is_compiled() {
+    let lib = read("src/lib.rs");
+    for (path, text) in documents() {
+        let (_, blocks) = split(&text);
+        for (language, code) in &blocks {
+            let known = ["rust", "rust,no_run", "go", "sh", "text", "toml"].contains(&language.as_str());
+            assert!(known, "{path}: a block of {language:?} begins with {:?}", code.lines().next());
+        }
+        let has_code = blocks.iter().any(|(language, _)| language.starts_with("rust"));
+        let included = lib.contains(&format!("include_str!(\"../{path}\")"));
+        assert!(included || !has_code && !path.starts_with("docs/"), "{path}: not in src/lib.rs");
+    }
+}
+
+#[test]
+fn no_document_names_this_machine() {
+    let foreign = [concat!("/wo", "rk/"), concat!("/tm", "p/h/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
+    for (path, text) in documents() {
+        for place in foreign {
+            assert!(!text.contains(place), "{path}: {place}");
+        }
+    }
+}
+
+/// The version of Rust is said once in the manifest and once in the README.
+#[test]
+fn the_readme_asks_for_the_right_rust() {
+    let manifest = read("Cargo.toml");
+    let line = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
+    let version = line.trim_matches('"');
+    assert!(read("README.md").contains(&format!("Rust {version} or later")), "Rust {version}");
+}
+
+/// The README's commands: the main job, what it prints, the tests.
+fn readme_commands() -> (String, String, String) {
+    let readme = read("README.md");
+    let (_, blocks) = split(&readme);
+    let start = blocks.iter().position(|(language, _)| language == "sh").expect("no command");
+    let [job, printed, tests] = &blocks[start..start + 3] else { panic!("not two commands and an output") };
+    assert_eq!((&*printed.0, &*tests.0), ("text", "sh"));
+    (job.1.clone(), printed.1.clone(), tests.1.clone())
+}
+
+fn command_of(block: &str) -> &str {
+    let mut lines = block.lines().filter(|line| !line.starts_with('#'));
+    let command = lines.next().unwrap();
+    assert_eq!(lines.next(), None, "one command");
+    command
+}
+
+#[test]
+fn ci_runs_the_tests_as_the_readme_has_them() {
+    let (_, _, tests) = readme_commands();
+    let script = read(".ci/run").replace(" --locked", "");
+    assert!(script.contains(command_of(&tests)), "{tests}");
+}
+
+/// Promises are numbered; each is explained, and a file of the sources and one of the tests are named for it.
+#[test]
+fn every_promise_has_a_place_and_a_test() {
+    let (design, map) = (read("docs/DESIGN.md"), read("docs/ARCHITECTURE.md"));
+    for number in 1..=14 {
+        assert!(design.contains(&format!("\n### {number}. ")), "promise {number} is not explained");
+        let row = map.lines().find(|line| line.starts_with(&format!("| {number} "))).expect("no row");
+        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
+        let [_, place, proof] = cells[..] else { panic!("{row}") };
+        let named = |cell: &str| -> Vec<String> {
+            let words = cell.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs"));
+            words.map(str::to_owned).collect()
+        };
+        for (files, dirs) in [(named(place), &["src", "src/reactor", "src/sys"][..]), (named(proof), &["."][..])] {
+            assert!(!files.is_empty(), "promise {number}: {row}");
+            for file in files {
+                assert!(dirs.iter().any(|dir| root().join(dir).join(&file).exists()), "promise {number}: {file}");
+            }
+        }
+    }
+}
+
+/// What the map calls by name, with its file before it, is there.
+#[test]
+fn names_in_the_promises_table_exist() {
+    let map = read("docs/ARCHITECTURE.md");
+    for row in map.lines().filter(|line| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit()))
+    {
+        let place = row.trim_matches('|').split('|').nth(1).unwrap();
+        let mut text = String::new();
+        for word in place.split('`').skip(1).step_by(2) {
+            if word.ends_with(".rs") {
+                let dirs = ["src", "src/reactor", "src/sys"];
+                let file = dirs.iter().map(|dir| root().join(dir).join(word)).find(|path| path.exists());
+                text = fs::read_to_string(file.expect(word)).unwrap();
+                continue;
+            }
+            let name = word.rsplit("::").next().unwrap();
+            assert!(text.contains(name), "{row}: {word}");
+        }
+    }
+}
+
+#[test]
+fn the_map_names_every_file() {
+    let map = read("docs/ARCHITECTURE.md");
+    let mut pending = vec![root().join("src")];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                assert!(map.contains(&format!("  {name}/")), "docs/ARCHITECTURE.md does not name {}", path.display());
+                pending.push(path);
+            } else {
+                assert!(map.contains(&format!(" {name} ")), "docs/ARCHITECTURE.md does not name {}", path.display());
+            }
+        }
+    }
+}
+
+/// The first entry of a new version is what is under "Unreleased"; a released one has its section.
+#[test]
+fn the_changelog_has_a_place_for_what_is_new() {
+    assert!(read("CHANGELOG.md").contains("\n## Unreleased\n"));
+}
