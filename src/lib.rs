@@ -1,4 +1,3 @@
-// The first definition of a link counts: here the README's lead to the pages of this documentation, on the web to the files.
 //! [docs/ARCHITECTURE.md]: crate::documents::architecture
 //! [docs/DESIGN.md]: crate::documents::design
 //! [docs/FROM_GO.md]: crate::documents::from_go
@@ -6,6 +5,7 @@
 //! [docs/GOTCHAS.md]: crate::documents::gotchas
 //! [CHANGELOG.md]: crate::documents::changelog
 //! [SECURITY.md]: crate::documents::security
+// The first definition of a link counts: here the README's lead to the pages of this documentation, on the web to the files.
 #![doc = include_str!("../README.md")]
 
 #[cfg(not(target_os = "linux"))]
