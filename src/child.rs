@@ -182,6 +182,10 @@ impl Child {
 
     /// As [`Child::wait`], for any runtime: needs none in particular.
     ///
+    /// # Errors
+    ///
+    /// As [`Child::wait`].
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing; the child runs on.

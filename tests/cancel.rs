@@ -1,4 +1,4 @@
-//! Group A of the scenarios: what a cancel, a deadline and a delay do to a child, each by its number. Knows the public API alone.
+//! Group A of the scenarios, promises 1 to 5 and 10: what a cancel, a deadline and a delay do to a child, each by its number. Knows the public API alone.
 
 mod common;
 

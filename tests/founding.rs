@@ -1,4 +1,4 @@
-//! The case pidloop exists for: a cancelled context stops the child although nobody waits for it. Knows nothing of how.
+//! Promise 4, the case pidloop exists for: a cancelled context stops the child although nobody waits for it. Knows nothing of how.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Exits that race cancels, by the thousand; one thread for ten thousand children. Knows the public API alone.
-//! `PIDLOOP_SOAK=n` makes it n times as long.
+//! Promises 1, 3, 4, 7 and 12 by the thousand: exits that race cancels, one thread for ten thousand children. Knows the public API
+//! alone. `PIDLOOP_SOAK=n` makes it n times as long.
 
 mod common;
 

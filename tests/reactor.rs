@@ -1,4 +1,4 @@
-//! The loop that a caller turns: ids, descriptors, nesting in a bare epoll loop. Knows the public API and epoll.
+//! Promises 11, 12 and 14 in the loop that a caller turns: ids, descriptors, nesting in a bare epoll loop. Knows the public API and epoll.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! The core tests once more where newer system calls are refused: by a kernel that does not know them, and by a sandbox. Knows which
-//! calls those are.
+//! The promises once more where newer system calls are refused, by a kernel that does not know them and by a sandbox: the core tests under
+//! a filter. Knows which calls those are.
 #![allow(clippy::duplicate_mod, reason = "each of these files has its own `mod common`")]
 
 mod common;

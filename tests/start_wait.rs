@@ -1,4 +1,4 @@
-//! Group B of the scenarios: starting, waiting, and what is left when either fails, each by its number. Knows the public API alone.
+//! Group B of the scenarios, promises 7 and 8: starting, waiting, and what is left when either fails, each by its number. Knows the public API alone.
 
 mod common;
 

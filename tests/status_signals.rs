@@ -1,4 +1,4 @@
-//! Group E of the scenarios: statuses, signals, handles, each by its number. Knows the public API alone.
+//! Group E of the scenarios, promises 2, 6 and 9: statuses, signals, handles, each by its number. Knows the public API alone.
 
 mod common;
 

@@ -95,7 +95,7 @@ fn only_the_loop_names_mio() {
 
 #[test]
 fn every_file_says_what_it_is() {
-    for dir in ["src", "tests", "benches"] {
+    for dir in ["src", "tests", "benches", "examples"] {
         for (path, text) in files(dir) {
             let first = text.lines().next().unwrap_or_default();
             assert!(first.starts_with("//! ") || first.starts_with("#![doc"), "{}", path.display());
@@ -109,7 +109,7 @@ fn functions_are_short() {
         let lines: Vec<&str> = code(&text).lines().collect();
         for (start, line) in lines.iter().enumerate() {
             let indent = line.len() - line.trim_start().len();
-            let is_function = line.trim_start().split_whitespace().any(|word| word == "fn") && line.ends_with('{');
+            let is_function = line.split_whitespace().any(|word| word == "fn") && line.ends_with('{');
             if !is_function || line.trim_start().starts_with("//") {
                 continue;
             }
@@ -125,11 +125,81 @@ fn functions_are_short() {
 #[test]
 fn nothing_is_left_for_later_and_no_test_sleeps() {
     let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
-    for dir in ["src", "tests", "benches"] {
+    for dir in ["src", "tests", "benches", "examples"] {
         for (path, text) in files(dir) {
             assert!(!marks.iter().any(|mark| text.contains(mark)), "{}", path.display());
             let sleeps = text.contains(concat!("thread::", "sleep("));
             assert!(!sleeps || dir != "tests", "{}", path.display());
         }
+    }
+}
+
+/// A public function as its text has it.
+struct Function {
+    /// File and line.
+    place: String,
+    docs: String,
+    is_async: bool,
+    /// What stands between `->` and the body.
+    returns: String,
+}
+
+fn public_functions() -> Vec<Function> {
+    let mut found = Vec::new();
+    for (path, text) in files("src") {
+        let lines: Vec<&str> = code(&text).lines().map(str::trim).collect();
+        for (at, line) in lines.iter().enumerate() {
+            let is_async = line.starts_with("pub async fn ") || line.starts_with("pub unsafe async fn ");
+            if !is_async && !["pub fn ", "pub const fn ", "pub unsafe fn "].iter().any(|start| line.starts_with(start))
+            {
+                continue;
+            }
+            let above = lines[..at].iter().rev().take_while(|line| line.starts_with("///") || line.starts_with("#["));
+            let docs = above.copied().collect::<Vec<_>>().join("\n");
+            let end = lines[at..].iter().position(|line| line.ends_with('{') || line.ends_with(';')).unwrap();
+            let signature = lines[at..=at + end].join(" ");
+            let returns = signature.rsplit_once("-> ").map_or("", |(_, returns)| returns).to_owned();
+            found.push(Function { place: format!("{}:{}", path.display(), at + 1), docs, is_async, returns });
+        }
+    }
+    assert!(found.len() > 100, "{} functions", found.len());
+    found
+}
+
+#[test]
+fn what_can_fail_says_how() {
+    for function in public_functions() {
+        let fails = function.returns.contains("Result<");
+        assert!(!fails || function.docs.contains("/// # Errors"), "{}: no `# Errors`", function.place);
+    }
+}
+
+#[test]
+fn what_can_be_dropped_half_way_says_what_becomes_of_it() {
+    let futures: Vec<String> = files("src")
+        .iter()
+        .flat_map(|(_, text)| text.lines().filter_map(|line| Some(line.split_once("Future for ")?.1.to_owned())))
+        .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric()).collect())
+        .collect();
+    for function in public_functions() {
+        let returned = function.returns.trim_start_matches("impl ");
+        let name: String = returned.chars().take_while(|c| c.is_alphanumeric()).collect();
+        let is_future = function.is_async || name == "Future" || futures.contains(&name);
+        let says = function.docs.contains("/// # Cancel safety");
+        assert!(!is_future || says, "{}: no `# Cancel safety`", function.place);
+    }
+}
+
+/// `docs/ARCHITECTURE.md` names it beside the promise it proves, or says what else it is for.
+#[test]
+fn every_test_says_what_it_proves() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
+    for (path, text) in files("tests") {
+        let head: Vec<&str> = text.lines().take_while(|line| line.starts_with("//!")).collect();
+        let named = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap();
+        assert!(map.contains(&format!("`{named}`")), "docs/ARCHITECTURE.md does not name {named}");
+        let is_about_us = ["tests/common/mod.rs", "tests/tidy.rs", "tests/docs.rs"].contains(&named);
+        let says = ["romise", "scenarios"].iter().any(|word| head.concat().contains(word));
+        assert!(says || is_about_us, "{named}: its first lines name no promise and no scenarios");
     }
 }
