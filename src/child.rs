@@ -30,6 +30,7 @@ pub struct Child {
     cell: Arc<Cell>,
 }
 
+/// Running it.
 impl Command {
     /// Starts it on the default driver. Returns when the program runs, or says why it does not; Go's `Start`.
     ///

@@ -182,6 +182,7 @@ pub enum Leftovers {
     Kill,
 }
 
+/// What to run, with what, and how it ends.
 impl Command {
     /// A command that runs `program`: a path, or a bare name that is looked up in `PATH` at each spawn.
     ///

@@ -130,7 +130,8 @@ impl Namespace {
     }
 }
 
-/// What [`CommandExt`](std::os::unix::process::CommandExt) offers, and more; a refused option fails the spawn and names its step.
+/// What std's [`CommandExt`](std::os::unix::process::CommandExt) offers, and more. An option that the kernel refuses fails the spawn, and
+/// [`Error::stage`](crate::Error::stage) names its step.
 impl Command {
     /// As [`current_dir`](Command::current_dir), by descriptor. `fchdir(2)`.
     pub fn current_dir_fd(&mut self, dir: impl Into<OwnedFd>) -> &mut Command {
