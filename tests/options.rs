@@ -321,11 +321,8 @@ fn privileges_and_signals() {
 #[test]
 fn f155_a_child_is_born_in_its_cgroup() {
     const NAME: &str = "f155_a_child_is_born_in_its_cgroup";
-    let base = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .find(|base| fs::metadata(format!("{base}/cgroup.procs")).is_ok());
-    let Some(base) = base else { return skip(NAME, "no cgroup v2") };
-    let dir = format!("{base}/pidloop-test-{}", std::process::id());
+    let Some(base) = common::cgroup2() else { return skip(NAME, "no cgroup v2") };
+    let dir = base.join(format!("pidloop-test-{}", std::process::id()));
     if fs::create_dir(&dir).is_err() {
         return skip(NAME, "cgroups are not delegated");
     }

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pidloop::{Child, ChildStdout, Command, Stdio};
@@ -82,6 +82,15 @@ pub fn children_of_ours() -> Vec<u32> {
         .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).ok())
         .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
         .collect()
+}
+
+/// Where the tree of cgroups version 2 is mounted.
+pub fn cgroup2() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4).unwrap().into())
+    })
 }
 
 /// Awaits what the kernel has no event for.

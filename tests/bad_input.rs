@@ -1,0 +1,289 @@
+//! Exhaustion and bad luck: each gives a typed error, leaks nothing, and the next spawn works. Knows the public API and the limits.
+
+mod common;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::{
+    SOON, cgroup2, children_of_ours, eventually, in_own_process, open_descriptors, sh, skip, spawn_ready, state,
+};
+use pidloop::{Cancel, Command, Context, ErrorKind, Limit, Reactor, Signal, Stdio};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+fn all_captured() -> Command {
+    let mut command = sh("exit 0");
+    command.stdin(Stdio::piped()).stdout(Stdio::captured()).stderr(Stdio::captured());
+    command
+}
+
+#[test]
+fn no_descriptors_left() {
+    in_own_process("no_descriptors_left", || {
+        let inherited = open_descriptors();
+        all_captured().output().unwrap();
+        let of_a_child = |(_, what): &(i32, String)| what.contains("pidfd") || what.starts_with("pipe:");
+        let of_children =
+            || open_descriptors().into_iter().filter(|fd| of_a_child(fd) && !inherited.contains(fd)).count();
+        // Our ends of its pipes are closed by the loop, in its own time.
+        eventually("the first is given back", || of_children() == 0);
+        let before = open_descriptors();
+        let limit = getrlimit(Resource::Nofile);
+        let highest = before.iter().map(|(number, _)| *number).filter(|n| *n < 200).max().unwrap() as u64;
+        let (mut failures, mut successes) = (0, 0);
+        // From none to enough: each point at which they may run out.
+        for room in 0..16 {
+            eventually("nothing is open but what was", || of_children() == 0);
+            let fill: Vec<_> = std::iter::from_fn(|| File::open("/dev/zero").ok())
+                .take_while(|file| file.as_raw_fd() <= highest as i32)
+                .collect();
+            setrlimit(Resource::Nofile, Rlimit { current: Some(highest + 1 + room), maximum: limit.maximum }).unwrap();
+            let filled = open_descriptors_by_number(highest + 64);
+            match all_captured().spawn() {
+                Ok(child) => {
+                    successes += 1;
+                    drop(child.wait_with_output().unwrap());
+                }
+                Err(error) => {
+                    failures += 1;
+                    assert_eq!(error.kind(), ErrorKind::NoDescriptors, "{error}");
+                    assert!(error.is_transient());
+                    assert_eq!(open_descriptors_by_number(highest + 64), filled, "{error}");
+                }
+            }
+            setrlimit(Resource::Nofile, limit).unwrap();
+            drop(fill);
+        }
+        assert!(failures > 3 && successes > 0, "{failures} {successes}");
+        all_captured().output().unwrap();
+        eventually("all is given back", || open_descriptors() == before);
+        assert_eq!(children_of_ours(), []);
+    });
+}
+
+/// Without opening anything.
+fn open_descriptors_by_number(end: u64) -> Vec<i32> {
+    // SAFETY: fcntl(2) with any number: EBADF if it is not open.
+    (0..end as i32).filter(|n| unsafe { libc::fcntl(*n, libc::F_GETFD) } >= 0).collect()
+}
+
+#[test]
+fn no_process_slots_left() {
+    in_own_process("no_process_slots_left", || {
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        if rustix::process::geteuid().is_root() {
+            // SAFETY: this process is the test's own. Root has slots without end.
+            assert_eq!(unsafe { libc::setresuid(64_999, 64_999, 64_999) }, 0);
+        }
+        let limit = getrlimit(Resource::Nproc);
+        let before = open_descriptors();
+        setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: limit.maximum }).unwrap();
+        for _ in 0..100 {
+            let error = all_captured().spawn().unwrap_err();
+            assert_eq!((error.kind(), error.is_transient()), (ErrorKind::NoProcessSlots, true), "{error}");
+        }
+        assert_eq!(open_descriptors(), before);
+        setrlimit(Resource::Nproc, limit).unwrap();
+        Command::new("true").run().unwrap();
+        assert_eq!(children_of_ours(), []);
+    });
+}
+
+#[test]
+fn enormous_and_zero_times() {
+    let mut command = Command::new("true");
+    command.timeout(Duration::MAX).wait_delay(Duration::MAX).context(&Context::new().with_timeout(Duration::MAX));
+    command.run().unwrap();
+    let child = command.spawn().unwrap();
+    assert!(child.wait_timeout(Duration::MAX).unwrap().unwrap().success());
+    assert!(child.terminate(Duration::MAX).unwrap().success());
+    let error = command.timeout(Duration::ZERO).spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    let mut killed = sh("exec sleep 60");
+    let child =
+        killed.wait_delay(Duration::ZERO).cancel(Cancel::Nothing).timeout(Duration::from_millis(20)).spawn().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+#[test]
+fn a_child_that_ignores_every_signal() {
+    let all = (1..32).filter(|n| ![9, 19, 32].contains(n)).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+    let (child, _stdout) = spawn_ready(&mut sh(&format!("trap '' {all}; echo ready; while :; do sleep 0.05; done")));
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        child.signal(signal).unwrap();
+    }
+    assert!(child.wait_timeout(Duration::from_millis(30)).unwrap().is_none());
+    assert_eq!(child.terminate(Duration::from_millis(10)).unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+/// A tracer that is not its parent hides the zombie for as long as it does not wait for it.
+#[test]
+fn a_child_that_is_traced() {
+    const NAME: &str = "a_child_that_is_traced";
+    const VARIABLE: &str = "PIDLOOP_TEST_TRACE";
+    if let Ok(pid) = std::env::var(VARIABLE) {
+        return trace(pid.parse().unwrap());
+    }
+    let child = Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+    let mut tracer = Command::new(std::env::current_exe().unwrap());
+    tracer.args([NAME, "--nocapture"]).env(VARIABLE, child.id().to_string()).stdin(Stdio::piped());
+    let tracer = tracer.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut told = BufReader::new(tracer.take_stdout().unwrap()).lines();
+    if !told.by_ref().map(Result::unwrap).any(|line| line.ends_with("it is traced")) {
+        return skip(NAME, "it may not be traced");
+    }
+    child.kill().unwrap();
+    eventually("it is dead", || state(child.id()) == Some('Z'));
+    let (begun, limit) = (Instant::now(), Duration::from_millis(50));
+    assert!(child.wait_timeout(limit).unwrap().is_none());
+    assert!(begun.elapsed() >= limit, "the time was not over");
+    assert!(child.try_wait().unwrap().is_none());
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| child.wait_timeout(SOON).unwrap().expect("no hang").signal());
+        drop(tracer.take_stdin());
+        assert_eq!(waiter.join().unwrap(), Some(Signal::SIGKILL));
+    });
+}
+
+/// Until the end of stdin. ptrace(2).
+fn trace(pid: i32) {
+    // SAFETY: integers.
+    if unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0usize, 0usize) } == 0 {
+        println!("it is traced");
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    }
+}
+
+#[test]
+fn output_limits() {
+    let flood = |limit| {
+        let mut command = Command::new("head");
+        command.args(["-c", "3000000", "/dev/zero"]).stdout(Stdio::captured_limited(limit)).stderr(Stdio::null());
+        command
+    };
+    let output = flood(Limit::head_tail(10, 20)).output().unwrap();
+    assert_eq!((output.stdout.len(), output.stdout_omitted_bytes), (30, 2_999_970));
+    let error = flood(Limit::stop_at(1000)).output().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutputLimit);
+    assert_eq!(error.output().unwrap().stdout.len(), 1000);
+    let output = flood(Limit::stop_at(3_000_000)).output().unwrap();
+    assert_eq!(output.stdout.len(), 3_000_000);
+}
+
+#[test]
+fn a_flood_on_one_pipe_delays_nobody() {
+    let flood = Command::new("yes").stdout(Stdio::captured_limited(Limit::head_tail(1, 1))).spawn().unwrap();
+    let ctx = Context::new();
+    for _ in 0..20 {
+        let child = Command::new("sleep").arg("60").context(&ctx.child_context()).spawn().unwrap();
+        let one = Command::new("true").stdout(Stdio::captured()).output().unwrap();
+        assert!(one.status.success());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let child = Command::new("sleep").arg("60").context(&ctx).spawn().unwrap();
+    ctx.cancel();
+    assert!(child.wait_timeout(SOON).unwrap().is_some());
+    flood.kill().unwrap();
+    assert_eq!(flood.wait_with_output().unwrap().stdout.len(), 2);
+}
+
+#[test]
+fn a_frozen_child_is_killed_all_the_same() {
+    let ctx = Context::new();
+    let (child, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").context(&ctx));
+    child.signal(Signal::SIGSTOP).unwrap();
+    eventually("it is stopped", || state(child.id()) == Some('T'));
+    ctx.cancel();
+    assert_eq!(child.wait_timeout(SOON).unwrap().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+/// It is born frozen: its creator hangs in the clone, and the deadline or the context ends it there.
+#[test]
+fn a_spawn_that_hangs_before_the_exec_is_ended() {
+    const NAME: &str = "a_spawn_that_hangs_before_the_exec_is_ended";
+    let Some(base) = cgroup2() else { return skip(NAME, "no cgroup v2") };
+    let dir = base.join(format!("pidloop-frozen-{}", std::process::id()));
+    if std::fs::create_dir(&dir).is_err() {
+        return skip(NAME, "cgroups are not delegated");
+    }
+    if std::fs::write(dir.join("cgroup.freeze"), "1").is_err() {
+        std::fs::remove_dir(&dir).unwrap();
+        return skip(NAME, "cgroups cannot be frozen");
+    }
+    let members = || std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+    let mut command = Command::new("true");
+    command.cgroup(OwnedFd::from(File::open(&dir).unwrap()));
+    hangs(&command, || !members().is_empty());
+    eventually("the cgroup is empty", || std::fs::remove_dir(&dir).is_ok());
+}
+
+/// A filesystem that does not answer: here the kernel asks us whether the file may be executed, and we let it wait.
+#[test]
+fn a_spawn_that_hangs_in_the_exec_is_ended() {
+    const NAME: &str = "a_spawn_that_hangs_in_the_exec_is_ended";
+    let program = std::env::temp_dir().join(format!("pidloop-hanging-{}", std::process::id()));
+    std::fs::copy("/bin/true", &program).unwrap();
+    let Some(questions) = ask_before_exec(&program) else {
+        std::fs::remove_file(&program).unwrap();
+        return skip(NAME, "fanotify may not ask for permission");
+    };
+    hangs(&Command::new(&program), || {
+        let mut question = [PollFd::new(&questions, PollFlags::IN)];
+        poll(&mut question, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+    });
+    // Unanswered questions are answered with yes.
+    drop(questions);
+    Command::new(&program).run().unwrap();
+    std::fs::remove_file(&program).unwrap();
+}
+
+/// `fanotify_init(2)`, `fanotify_mark(2)`.
+fn ask_before_exec(program: &Path) -> Option<OwnedFd> {
+    let path = CString::new(program.as_os_str().as_bytes()).unwrap();
+    // SAFETY: integers and a string; the descriptor is ours alone.
+    unsafe {
+        let fd = libc::fanotify_init(libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC, libc::O_RDONLY as u32);
+        let fd = (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))?;
+        let raw = fd.as_raw_fd();
+        let marked =
+            libc::fanotify_mark(raw, libc::FAN_MARK_ADD, libc::FAN_OPEN_EXEC_PERM, libc::AT_FDCWD, path.as_ptr());
+        (marked == 0).then_some(fd)
+    }
+}
+
+/// That a spawn of `command` hangs until its deadline, a context or both end it, and leaves nothing behind.
+fn hangs(command: &Command, half_born: impl Fn() -> bool + Sync) {
+    let error = command.clone().timeout(Duration::from_millis(100)).spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+    let ctx = Context::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            eventually("it is half born", &half_born);
+            ctx.cancel();
+        });
+        let error = command.clone().context(&ctx).spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+        assert!(error.exit().is_none());
+    });
+}
+
+#[test]
+fn an_error_on_every_way_names_the_command_and_hides_secrets() {
+    let mut command = Command::new("/no/such/program");
+    command.arg("visible").secret_arg("s3cret").env("KEY", "hidden-value").stdin(Stdio::bytes("stdin-bytes"));
+    let error = command.spawn().unwrap_err();
+    for text in [error.to_string(), format!("{error:?}"), format!("{command:?}")] {
+        assert!(text.contains("/no/such/program") && text.contains("visible") && text.contains("***"), "{text}");
+        assert!(!["s3cret", "hidden-value", "stdin-bytes"].iter().any(|secret| text.contains(secret)), "{text}");
+    }
+    let mut reactor = Reactor::new().unwrap();
+    assert_eq!(reactor.spawn(&command).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(reactor.is_empty());
+}
