@@ -1,4 +1,5 @@
-//! Exhaustion and bad luck: each gives a typed error, leaks nothing, and the next spawn works. Knows the public API and the limits.
+//! Exhaustion and bad luck (promises 4, 8, 11): each gives a typed error, leaks nothing, and the next spawn works. Knows the public API
+//! and the limits.
 
 mod common;
 
