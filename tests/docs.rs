@@ -122,6 +122,12 @@ fn code_is_compiled() {
             let known = ["rust", "rust,no_run", "go", "sh", "text", "toml"].contains(&language.as_str());
             assert!(known, "{path}: a block of {language:?} begins with {:?}", code.lines().next());
         }
+        for (language, code) in blocks.iter().filter(|(language, _)| language.starts_with("rust") || language == "text")
+        {
+            for line in code.lines().filter(|line| !line.starts_with("# ")) {
+                assert!(line.chars().count() <= 92, "{path}: {language}: wider than a rendered page: {line}");
+            }
+        }
         let has_code = blocks.iter().any(|(language, _)| language.starts_with("rust"));
         let included = lib.contains(&format!("include_str!(\"../{path}\")"));
         assert!(included || !has_code && !path.starts_with("docs/"), "{path}: not in src/lib.rs");
