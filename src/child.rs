@@ -26,6 +26,21 @@ const BUSY: Busy = Busy::Sleep { at_most: Duration::from_millis(50) };
 /// Everything takes `&self`: any number of threads may wait, signal and take at once.
 ///
 /// Dropping it never blocks and leaves no zombie: the child runs on, unless [`Command::kill_on_drop`] says otherwise.
+///
+/// ```
+/// use std::io::Read;
+/// use pidloop::{Command, Stdio};
+///
+/// let child = Command::new("sh").args(["-c", "echo here; exit 3"]).stdout(Stdio::piped()).spawn()?;
+/// let exit = child.wait()?;                        // Ok: this asks, it does not judge
+/// assert_eq!(exit.code(), Some(3));
+/// assert_eq!(exit.to_string(), "exit status 3");
+///
+/// let mut text = String::new();
+/// child.take_stdout().unwrap().read_to_string(&mut text)?;      // still there
+/// assert_eq!(text, "here\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Child {
     cell: Arc<Cell>,
 }

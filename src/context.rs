@@ -45,6 +45,24 @@ impl When {
 ///
 /// Clones are the same context. Dropping the last one cancels nothing. A context made from another one ends with it, and not the other
 /// way round. It takes no descriptor before it first has a child.
+///
+/// ```
+/// use std::time::Duration;
+/// use pidloop::{Cause, Command, Context, ErrorKind};
+///
+/// let server = Context::new();
+/// let request = server.with_timeout(Duration::from_secs(10));
+/// let child = Command::new("sleep").arg("60").context(&request).spawn()?;
+///
+/// server.cancel_with("shutting down");             // reaches what was made from it
+/// assert_eq!(request.cause(), Some(Cause::from("shutting down")));
+/// assert_eq!(child.wait()?.cause(), request.cause().as_ref());
+///
+/// // From now on nothing is started for it.
+/// let error = Command::new("true").context(&request).spawn().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Cancelled);
+/// # Ok::<(), pidloop::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Context(Arc<Node>);
 
@@ -117,7 +135,7 @@ impl Context {
         Context::build(Some(self), None, None)
     }
 
-    /// As [`child_context`](Context::child_context), with a deadline `limit` from now; Go's `WithTimeout`.
+    /// As [`child_context`](Context::child_context), with a deadline `limit` from now; Go's `WithTimeout`. Zero: it has ended.
     pub fn with_timeout(&self, limit: Duration) -> Context {
         self.with_timeout_cause(limit, Cause::DeadlineExceeded)
     }
@@ -131,7 +149,8 @@ impl Context {
         }
     }
 
-    /// As [`child_context`](Context::child_context), with a deadline; Go's `WithDeadline`. The earliest deadline of a line counts.
+    /// As [`child_context`](Context::child_context), with a deadline; Go's `WithDeadline`. The earliest deadline of a line counts; one
+    /// that has passed has ended it.
     pub fn with_deadline(&self, deadline: Instant) -> Context {
         self.with_deadline_cause(deadline, Cause::DeadlineExceeded)
     }

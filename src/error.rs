@@ -188,6 +188,17 @@ impl fmt::Display for Stage {
 ///
 /// It converts into [`io::Error`] with `?`, keeping itself as the source; [`io::Error::downcast`] gives it back.
 ///
+/// ```
+/// use pidloop::{Command, ErrorKind, Stage};
+///
+/// let error = Command::new("ls").current_dir("/nowhere").spawn().unwrap_err();
+/// assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Directory)));
+/// assert_eq!(
+///     error.to_string(),
+///     "ls: could not change the directory /nowhere: No such file or directory (os error 2)"
+/// );
+/// ```
+///
 /// The message never holds a value of the environment, a byte of stdin or a
 /// [`secret_arg`](crate::Command::secret_arg).
 pub struct Error(Box<Inner>);

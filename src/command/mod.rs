@@ -26,6 +26,22 @@ use crate::stdio::{Kind, Stdio};
 /// `Command` is open in this process as long as the `Command` lives.
 ///
 /// Its `Debug` is the command as a shell would be given it; secret arguments read `***`.
+///
+/// ```
+/// use std::time::Duration;
+/// use pidloop::{Command, ErrorKind};
+///
+/// let mut command = Command::new("sh");
+/// command.args(["-c", "echo $GREETING; exit 3"]).env("GREETING", "hello").timeout(Duration::from_secs(10));
+///
+/// let output = command.output()?;                  // once…
+/// assert_eq!((&output.stdout[..], output.status.code()), (&b"hello\n"[..], Some(3)));
+///
+/// let error = command.run().unwrap_err();          // …and again, this time judged
+/// assert_eq!(error.kind(), ErrorKind::Unsuccessful);
+/// assert_eq!(error.to_string(), "sh -c 'echo $GREETING; exit 3': exit status 3");
+/// # Ok::<(), pidloop::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Command {
     program: OsString,
@@ -68,6 +84,21 @@ impl Environment {
 /// How a child is stopped when a context fires, a deadline passes or a limit is exceeded; Go's `Cmd.Cancel`.
 ///
 /// It happens at most once per spawn, and never for a spawn that failed.
+///
+/// ```
+/// use std::time::Duration;
+/// use pidloop::{Cancel, Cause, Command, Context, Signal, Step};
+///
+/// let context = Context::new();
+/// // Asked, after 100 ms asked again, after 100 ms more killed.
+/// let ask = (Step::Signal(Signal::SIGTERM), Duration::from_millis(100));
+/// let mut command = Command::new("sleep");
+/// let child = command.arg("60").context(&context).cancel(Cancel::Steps(vec![ask; 2])).spawn()?;
+/// context.cancel();
+/// let exit = child.wait()?;
+/// assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGTERM), Some(&Cause::Cancelled)));
+/// # Ok::<(), pidloop::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Cancel {
@@ -291,7 +322,7 @@ impl Command {
         self
     }
 
-    /// Gives the child `fd` as its descriptor `child_number`, 3 or more; Go's `ExtraFiles`.
+    /// Gives the child `fd` as its descriptor `child_number`, 3 or more; Go's `ExtraFiles`. The last one for a number counts.
     pub fn fd(&mut self, child_number: RawFd, fd: impl Into<OwnedFd>) -> &mut Command {
         self.extra.retain(|(number, _)| *number != child_number);
         self.extra.push((child_number, Arc::new(fd.into())));
@@ -318,7 +349,7 @@ impl Command {
     }
 
     /// A deadline for this child alone: `limit` from the call of `spawn`, never early. Zero: nothing is spawned. After the child's death
-    /// it still ends the capturing of its output.
+    /// it still ends the capturing of its output. One beyond what the clock can say is none.
     pub fn timeout(&mut self, limit: Duration) -> &mut Command {
         self.timeout = Some(limit);
         self

@@ -226,11 +226,8 @@ impl Reactor {
 
     /// Ends all children: no more spawns; they may end by themselves for `grace`; then each is stopped as its
     /// [`Cancel`](crate::Cancel) says, with [`Cause::ShutDown`]; after `kill_after` more SIGKILL. Says who is left, when for a second
-    /// nobody has ended. The ended ones are still reported by [`next_exit`](Reactor::next_exit).
-    ///
-    /// # Errors
-    ///
-    /// None: a reactor that cannot be turned reports all its children as survivors.
+    /// nobody has ended; a reactor that cannot be turned says all of them. The ended ones are still reported by
+    /// [`next_exit`](Reactor::next_exit).
     pub fn shutdown(&mut self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
         let Some(turning) = &mut self.turning else {
             return Vec::new();

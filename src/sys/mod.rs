@@ -1,4 +1,5 @@
-//! The only unsafe code: what rustix does not offer, each call with its reason and its man page. Knows no other file of the crate.
+//! The only unsafe code: what rustix does not offer, each call with its reason and its man page. Knows the
+//! crate's plain data alone.
 
 pub(crate) mod birth;
 pub(crate) mod process;
