@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cause::Cause;
 use crate::exit::{Captured, Exit};
@@ -32,7 +33,7 @@ pub enum ErrorKind {
     Exec,
     /// No descriptor was left, in this process (`EMFILE`) or on the system (`ENFILE`).
     NoDescriptors,
-    /// No process could be made: `RLIMIT_NPROC`, `pids.max` or the system's table (`EAGAIN`).
+    /// No process or thread could be made: `RLIMIT_NPROC`, `pids.max` or the system's table (`EAGAIN`); or too many threads serve streams.
     NoProcessSlots,
     /// The kernel had no memory (`ENOMEM`).
     NoMemory,
@@ -64,7 +65,7 @@ pub enum ErrorKind {
     Unsupported,
     /// There is no such child (any more).
     NoSuchChild,
-    /// Another operation of ours failed.
+    /// Another operation failed: one of ours, or a reader or writer that served a stream.
     Io,
 }
 
@@ -247,6 +248,14 @@ impl Error {
         self
     }
 
+    /// As [`Error::because`], of an error that several tell of.
+    pub(crate) fn because_of(self, source: &Arc<io::Error>) -> Error {
+        self.because(match source.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(source.kind(), Shared(source.clone())),
+        })
+    }
+
     pub(crate) fn of(mut self, command: impl Into<String>) -> Error {
         self.0.command.get_or_insert_with(|| command.into());
         self
@@ -347,6 +356,23 @@ impl Error {
             ErrorKind::NoProcessSlots => io::ErrorKind::WouldBlock,
             _ => self.0.source.as_ref().map_or(io::ErrorKind::Other, io::Error::kind),
         }
+    }
+}
+
+/// An error that is told of more than once.
+#[derive(Debug)]
+struct Shared(Arc<io::Error>);
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl StdError for Shared {
+    /// The error that was wrapped in it, so that a caller finds its own.
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.get_ref().map(|e| e as _)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a child ended: its status, why it was stopped, what it used. Plain data; knows nothing of how any of it was learnt.
 
 use std::fmt;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -31,9 +32,31 @@ pub(crate) struct Ending {
     pub(crate) held_open: HeldOpen,
     /// Why the closure of `Cancel::call` failed.
     pub(crate) cancel_failed: Option<Arc<str>>,
+    /// Which stream the caller's own code did not serve to the end, and why.
+    pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
 }
 
-/// Which captured streams somebody still held when reading was ended.
+/// One of a child's three streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    pub(crate) const ALL: [Stream; 3] = [Stream::Stdin, Stream::Stdout, Stream::Stderr];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Stream::Stdin => "the reader for its stdin",
+            Stream::Stdout => "the writer for its stdout",
+            Stream::Stderr => "the writer for its stderr",
+        }
+    }
+}
+
+/// Which streams that we read somebody still held when reading was ended, or a [writer](crate::Stdio::writer) had not taken whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldOpen {
     /// stdout was cut.
@@ -46,6 +69,11 @@ impl HeldOpen {
     /// Whether any stream was cut.
     pub fn any(self) -> bool {
         self.stdout || self.stderr
+    }
+
+    /// Of stdout (0) or stderr (1).
+    pub(crate) fn flag(&mut self, which: usize) -> &mut bool {
+        if which == 0 { &mut self.stdout } else { &mut self.stderr }
     }
 }
 
@@ -147,7 +175,8 @@ impl Exit {
         self.0.exited_at.saturating_duration_since(self.0.spawned_at)
     }
 
-    /// Whether somebody (a grandchild, usually) still held a captured stream when reading was ended.
+    /// Whether somebody (a grandchild, usually) still held a stream that we read when reading was ended, or a
+    /// [writer](crate::Stdio::writer) had not taken it whole.
     ///
     /// Known when the streams are done: `wait` returns at death and says `false`; `wait_with_output`, `output`
     /// and `next_exit` know.
@@ -167,7 +196,8 @@ impl Exit {
     /// In this order of blame: it was stopped ([`ErrorKind::Cancelled`], [`ErrorKind::DeadlineExceeded`],
     /// [`ErrorKind::Stopped`], [`ErrorKind::OutputLimit`], also if it then exited with 0); it was not successful
     /// ([`ErrorKind::Unsuccessful`]); its status is lost ([`ErrorKind::StatusLost`]); its output was cut
-    /// ([`ErrorKind::OutputCut`]); the closure that should have cancelled it failed ([`ErrorKind::CancelFailed`]).
+    /// ([`ErrorKind::OutputCut`]); the closure that should have cancelled it failed ([`ErrorKind::CancelFailed`]); a reader or writer that
+    /// served one of its streams failed ([`ErrorKind::Io`]).
     pub fn check(&self) -> Result<()> {
         self.judge(Verdict { non_success: true, cut: true })
     }
@@ -185,6 +215,8 @@ impl Exit {
             Error::new(ErrorKind::OutputCut)
         } else if let Some(why) = &e.cancel_failed {
             Error::new(ErrorKind::CancelFailed).saying(&**why)
+        } else if let Some((stream, why)) = &e.stream_failed {
+            Error::new(ErrorKind::Io).saying(stream.as_str()).because_of(why)
         } else {
             return Ok(());
         };

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where one of a child's streams goes. As std's `Stdio`, and more.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Captured(Option<Limit>),
     Fd(Arc<OwnedFd>),
     Bytes(Arc<[u8]>),
+    Reader(OneShot<dyn Read + Send>),
+    Writer(OneShot<dyn Write + Send>),
     SameAsStdout,
 }
 
@@ -31,6 +33,8 @@ impl std::fmt::Debug for Kind {
             Kind::Captured(Some(limit)) => write!(f, "captured {limit:?}"),
             Kind::Fd(fd) => write!(f, "descriptor {}", fd.as_raw_fd()),
             Kind::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Kind::Reader(_) => f.write_str("reader"),
+            Kind::Writer(_) => f.write_str("writer"),
             Kind::SameAsStdout => f.write_str("as stdout"),
         }
     }
@@ -68,6 +72,74 @@ impl Stdio {
         Stdio(Kind::Bytes(bytes.into().into()))
     }
 
+    /// What `reader` gives is written to the child's stdin, which is closed at its end; Go's `Cmd.Stdin`. Only for stdin.
+    ///
+    /// It serves one spawn, as do its clones together: a second one fails with [`ErrorKind::StreamUsed`](crate::ErrorKind::StreamUsed). A
+    /// spawn that fails leaves it for the next.
+    ///
+    /// It is read on a thread of its own, which ends with it; at most 1,024 of them run at once. When the child is dead nobody waits for it:
+    /// a reader that blocks is left behind, and dropped when it returns. A child that does not read is no error. One that `reader` returns
+    /// (or a panic) closes the stdin, and is what [`Exit::check`](crate::Exit::check) says of a child that otherwise did well
+    /// ([`ErrorKind::Io`](crate::ErrorKind::Io)); one that comes after the child's death is not told.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use pidloop::{Command, Stdio};
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let lines = std::io::repeat(b'y').take(3).chain(&b"es"[..]);
+    /// let output = Command::new("cat").stdin(Stdio::reader(lines)).output()?;
+    /// assert_eq!(output.stdout, b"yyyes");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reader(reader: impl Read + Send + 'static) -> Stdio {
+        Stdio(Kind::Reader(OneShot::new(Box::new(reader))))
+    }
+
+    /// What the child writes is written to `writer`, as it comes; at the end it is flushed and dropped; Go's `Cmd.Stdout`. Not for stdin.
+    ///
+    /// It serves one spawn, as [`Stdio::reader`], on a thread of its own. The stream is complete, or cut, and `writer` dropped when
+    /// `wait_with_output`, `output`, `status`, `run` return or the reactor reports the child; `wait` returns at its death. A writer
+    /// that blocks makes the child wait, as a pipe that nobody reads. [`Command::wait_delay`](crate::Command::wait_delay) or a cancel that ends
+    /// the reading leaves it 250 ms to take what the child had written; then it is left behind, takes the rest in its own time, and the stream
+    /// counts as [held open](crate::Exit::output_held_open).
+    ///
+    /// An error that it returns (or a panic) closes our end of the pipe, so that the child gets `SIGPIPE` or `EPIPE`, and is what
+    /// [`Exit::check`](crate::Exit::check) says of a child that otherwise did well ([`ErrorKind::Io`](crate::ErrorKind::Io)).
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::sync::mpsc;
+    /// use pidloop::{Command, Stdio};
+    ///
+    /// struct Chunks(mpsc::SyncSender<Vec<u8>>);
+    ///
+    /// impl Write for Chunks {
+    ///     fn write(&mut self, chunk: &[u8]) -> std::io::Result<usize> {
+    ///         self.0.send(chunk.to_vec()).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+    ///         Ok(chunk.len())
+    ///     }
+    ///
+    ///     fn flush(&mut self) -> std::io::Result<()> {
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let (chunks, received) = mpsc::sync_channel(16);
+    /// let child = Command::new("echo").arg("hello").stdout(Stdio::writer(Chunks(chunks))).spawn()?;
+    /// // Ends when the stream has: the writer, and with it the sender, is dropped then.
+    /// let text: Vec<u8> = received.into_iter().flatten().collect();
+    /// assert_eq!(text, b"hello\n");
+    /// child.wait()?.check()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn writer(writer: impl Write + Send + 'static) -> Stdio {
+        Stdio(Kind::Writer(OneShot::new(Box::new(writer))))
+    }
+
     /// Only for stderr: the same as stdout, whatever that is; the order of what is written to the two is kept.
     pub fn stdout() -> Stdio {
         Stdio(Kind::SameAsStdout)
@@ -84,6 +156,48 @@ impl From<OwnedFd> for Stdio {
 impl From<File> for Stdio {
     fn from(file: File) -> Stdio {
         OwnedFd::from(file).into()
+    }
+}
+
+/// A caller's value that serves one spawn, shared by the clones of a command.
+pub(crate) struct OneShot<T: ?Sized>(Arc<Mutex<Option<Box<T>>>>);
+
+impl<T: ?Sized> Clone for OneShot<T> {
+    fn clone(&self) -> OneShot<T> {
+        OneShot(self.0.clone())
+    }
+}
+
+impl<T: ?Sized> OneShot<T> {
+    fn new(value: Box<T>) -> OneShot<T> {
+        OneShot(Arc::new(Mutex::new(Some(value))))
+    }
+
+    /// Takes it for a spawn; `None` if another one has it, or had it.
+    pub(crate) fn claim(&self) -> Option<Claim<T>> {
+        let value = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Claim { slot: self.clone(), value: Some(value) })
+    }
+}
+
+/// A value taken for a spawn. If that fails it goes back, unused.
+pub(crate) struct Claim<T: ?Sized> {
+    slot: OneShot<T>,
+    value: Option<Box<T>>,
+}
+
+impl<T: ?Sized> Claim<T> {
+    /// For good.
+    pub(crate) fn redeem(mut self) -> Box<T> {
+        self.value.take().expect("it is taken here alone")
+    }
+}
+
+impl<T: ?Sized> Drop for Claim<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            *self.slot.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) enum Clock {
     Retry,
     /// The end of a dead child's wait for its `Cancel::call` closure.
     Call,
+    /// The end of the time that a caller's writers have after a cut.
+    Copy,
 }
 
 /// A deadline: whose, and which.

@@ -419,8 +419,9 @@ impl Command {
 
     /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
     pub(crate) fn is_plain(&self) -> bool {
-        let needs_reading =
-            |s: &Option<Stdio>| matches!(s, Some(Stdio(Kind::Piped | Kind::Captured(_) | Kind::Bytes(_))));
+        let needs_reading = |s: &Option<Stdio>| {
+            s.as_ref().is_some_and(|s| !matches!(s.0, Kind::Inherit | Kind::Null | Kind::Fd(_) | Kind::SameAsStdout))
+        };
         self.contexts.is_empty() && self.timeout.is_none() && !self.group && !self.stdio.iter().any(needs_reading)
     }
 
@@ -484,8 +485,12 @@ impl Command {
         let [stdin, stdout, stderr] = self.stdio.each_ref().map(|s| s.as_ref().map(|s| &s.0));
         match (stdin, stdout, stderr) {
             (Some(Kind::Captured(_)), ..) => Err(self.invalid("stdin cannot be captured")),
+            (Some(Kind::Writer(_)), ..) => Err(self.invalid("stdin cannot be given to a writer")),
             (_, Some(Kind::Bytes(_)), _) | (.., Some(Kind::Bytes(_))) => {
                 Err(self.invalid("only stdin can be fed with bytes"))
+            }
+            (_, Some(Kind::Reader(_)), _) | (.., Some(Kind::Reader(_))) => {
+                Err(self.invalid("only stdin can come from a reader"))
             }
             (Some(Kind::SameAsStdout), ..) | (_, Some(Kind::SameAsStdout), _) => {
                 Err(self.invalid("only stderr can be the same as stdout"))

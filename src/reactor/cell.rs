@@ -1,11 +1,12 @@
 //! What everybody who deals with one child shares: its pidfd, who may reap it, how far its life has got, how it ended.
 //! Does what `lifecycle` decides. Knows its reactor only as the place to register, arm and leave.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,10 @@ use super::stop::{Deed, Delay, Failure, Ladder, Rung};
 use crate::cause::Cause;
 use crate::command::{Closure, Leftovers, Signals, Target};
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::exit::{Captured, Ending, Exit, HeldOpen, Usage};
+use crate::exit::{Captured, Ending, Exit, HeldOpen, Stream, Usage};
 use crate::helpers;
 use crate::lifecycle::{self, Action, Event, Phase};
+use crate::pipe::copier::{Copier, Told};
 use crate::pipe::{Capture, Feed, Pumped};
 use crate::process::{self, Reaped, Scope, WaitMode};
 use crate::signal::Signal;
@@ -32,6 +34,8 @@ const RETRY: Duration = Duration::from_millis(5);
 /// How long the end of a child stays unpublished at most while its `Cancel::call` closure runs: what the closure returns decides whether
 /// the child was stopped.
 const CALL_GRACE: Duration = Duration::from_millis(250);
+/// How long the caller's writers have, after a cut, to take what the child had left for them.
+const COPY_GRACE: Duration = Duration::from_millis(250);
 
 /// A child, as its reactor, its handle and its waiters share it.
 #[derive(Debug)]
@@ -133,8 +137,45 @@ pub(crate) struct Extra {
     pub(crate) captures: [Option<Capture>; 2],
     /// stdout and stderr, when they are complete or cut: the bytes and how many were left out.
     pub(crate) results: [Option<(Vec<u8>, u64)>; 2],
+    /// stdin, stdout, stderr, while they are served by the caller's own code and somebody waits for that.
+    pub(crate) copiers: [Option<Copier>; 3],
+    /// Which of those failed first, and why.
+    pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
     pub(crate) held_open: HeldOpen,
     pub(crate) cancel_failed: Option<Arc<str>>,
+}
+
+impl Extra {
+    /// Whether the exit that was published at the death does not say everything.
+    fn tells_more(&self) -> bool {
+        self.held_open.any() || self.cancel_failed.is_some() || self.stream_failed.is_some()
+    }
+}
+
+/// How a copier's thread reaches the child. It keeps nothing alive: one that is left behind would keep the reactor's descriptors open.
+pub(crate) struct Teller {
+    cell: Weak<Cell>,
+    which: usize,
+}
+
+impl Teller {
+    pub(crate) fn new(cell: &Arc<Cell>, which: usize) -> Teller {
+        Teller { cell: Arc::downgrade(cell), which }
+    }
+}
+
+impl Told for Teller {
+    fn failed(&self, error: io::Error) {
+        if let Some(cell) = self.cell.upgrade() {
+            cell.copier_failed(self.which, error);
+        }
+    }
+
+    fn ended(&self) {
+        if let Some(cell) = self.cell.upgrade() {
+            cell.copier_ended(self.which);
+        }
+    }
 }
 
 /// What a cell is made of.
@@ -277,7 +318,7 @@ impl Cell {
         }
         for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
             if let Some(capture) = capture {
-                self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
+                self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
             }
         }
         Ok(())
@@ -307,7 +348,7 @@ impl Cell {
             self.core.deregister(feed.fd.as_fd());
         }
         for capture in extra.captures.iter().flatten() {
-            self.core.deregister(capture.fd.as_fd());
+            self.core.deregister(capture.as_fd());
         }
     }
 
@@ -442,6 +483,7 @@ impl Cell {
             },
             Clock::Call if life.call == Call::Running && life.ended.is_some() => self.conclude(life),
             Clock::Call => {}
+            Clock::Copy => self.leave_copiers(life),
         });
     }
 
@@ -496,9 +538,8 @@ impl Cell {
         let Some(capture) = extra.captures[which].take() else {
             return;
         };
-        self.core.deregister(capture.fd.as_fd());
-        let flag = if which == 0 { &mut extra.held_open.stdout } else { &mut extra.held_open.stderr };
-        *flag |= held;
+        self.core.deregister(capture.as_fd());
+        *extra.held_open.flag(which) |= held;
         extra.results[which] = Some(capture.into_bytes());
     }
 
@@ -665,6 +706,9 @@ impl Cell {
                     if let Some(feed) = extra.feed.take() {
                         core.deregister(feed.fd.as_fd());
                     }
+                    if let Some(copier) = extra.copiers[0].take() {
+                        copier.close();
+                    }
                 }
             }
             Deed::Call(closure) => {
@@ -748,6 +792,7 @@ impl Cell {
             reaped_at: death.reaped_at,
             held_open: life.extra.as_ref().map_or_else(HeldOpen::default, |e| e.held_open),
             cancel_failed: life.extra.as_ref().and_then(|e| e.cancel_failed.clone()),
+            stream_failed: life.extra.as_ref().and_then(|e| e.stream_failed.clone()),
         })
     }
 
@@ -800,7 +845,12 @@ impl Cell {
             if let Some(feed) = extra.feed.take() {
                 self.core.deregister(feed.fd.as_fd());
             }
+            // Nobody is left to read it: a reader that blocks is left behind.
+            if let Some(copier) = extra.copiers[0].take() {
+                copier.close();
+            }
             extra.captures.iter_mut().flatten().for_each(Capture::note_owed);
+            extra.copiers.iter().flatten().for_each(Copier::note_owed);
             // Nobody asked to wait longer for the output of what was stopped.
             if stopped && extra.wait_delay.is_none() && life.has_streams() {
                 return self.cut(life);
@@ -817,11 +867,58 @@ impl Cell {
             let held = capture.cut();
             self.end_capture(life, which, held);
         }
+        self.cut_copiers(life);
         self.check_streams(life);
     }
 
+    /// Their threads hand on what the child left. A writer that works takes that in no time; one that blocks is not waited for.
+    fn cut_copiers(&self, life: &mut Life) {
+        let (Some(extra), Some(token)) = (&mut life.extra, life.token) else {
+            return;
+        };
+        for which in 0..2 {
+            if let Some(copier) = &extra.copiers[which + 1] {
+                *extra.held_open.flag(which) |= copier.cut();
+                self.core.arm(Instant::now() + COPY_GRACE, (token, Clock::Copy));
+            }
+        }
+    }
+
+    /// What they have not taken by now they may take in their own time.
+    fn leave_copiers(self: &Arc<Cell>, life: &mut Life) {
+        if let Some(extra) = &mut life.extra {
+            for which in 0..2 {
+                *extra.held_open.flag(which) |= extra.copiers[which + 1].take().is_some();
+            }
+        }
+        self.check_streams(life);
+    }
+
+    fn copier_failed(&self, which: usize, error: io::Error) {
+        self.with(|life| {
+            let Some(extra) = &mut life.extra else { return };
+            // One that was left behind has nothing more to say.
+            if extra.copiers[which].is_some() {
+                extra.stream_failed.get_or_insert((Stream::ALL[which], Arc::new(error)));
+            }
+        });
+    }
+
+    fn copier_ended(self: &Arc<Cell>, which: usize) {
+        let done = self.with(|life| {
+            if life.extra.as_mut().and_then(|e| e.copiers[which].take()).is_some() {
+                self.check_streams(life);
+            }
+            life.done
+        });
+        if done {
+            // A loop that its caller turns has somebody to report.
+            self.core.wake();
+        }
+    }
+
     fn finish(self: &Arc<Cell>, life: &mut Life) {
-        if life.extra.as_ref().is_some_and(|e| e.held_open.any() || e.cancel_failed.is_some()) {
+        if life.extra.as_deref().is_some_and(Extra::tells_more) {
             life.exit = Some(self.make_exit(life));
         }
         if let (Some(token), Some(extra)) = (life.token, &mut life.extra) {
@@ -1014,15 +1111,14 @@ impl Cell {
                 match (dead, life.token) {
                     (false, Some(token)) => {
                         let kind = if which == 0 { Kind::Stdout } else { Kind::Stderr };
-                        self.core.register_readable(capture.fd.as_fd(), token.of_kind(kind))?;
+                        self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
                         extra.captures[which] = Some(capture);
                     }
                     // It is dead and forgotten by the loop: what it left is read here.
                     _ => {
                         capture.note_owed();
                         let held = capture.cut();
-                        let flag = if which == 0 { &mut extra.held_open.stdout } else { &mut extra.held_open.stderr };
-                        *flag |= held;
+                        *extra.held_open.flag(which) |= held;
                         extra.results[which] = Some(capture.into_bytes());
                     }
                 }
@@ -1108,7 +1204,8 @@ impl Life {
     }
 
     fn has_streams(&self) -> bool {
-        self.extra.as_ref().is_some_and(|e| e.captures.iter().any(Option::is_some))
+        let stream = |e: &Extra| e.captures.iter().any(Option::is_some) || e.copiers[1..].iter().any(Option::is_some);
+        self.extra.as_deref().is_some_and(stream)
     }
 
     /// A stop of a group that has sent something goes on without its leader.

@@ -5,17 +5,18 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::cell::{Birth, Cell, Extra};
+use super::cell::{Birth, Cell, Extra, Teller};
 use super::core::{Core, fired};
 use super::stop::Ladder;
 use crate::cause::Cause;
 use crate::command::{Cancel, Command, Leftovers};
-use crate::error::{Error, Result, Stage};
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::pipe::copier::{self, Copier, Standby, Work};
 use crate::pipe::{self, Capture, Feed};
 use crate::process::Scope;
 use crate::spawn::{self, Busy, Plan, Source};
 use crate::spawner;
-use crate::stdio::Kind;
+use crate::stdio::{Claim, Kind, OneShot};
 use crate::token::Token;
 
 /// A stdin of at most this many bytes is written before the child starts: every pipe holds one page.
@@ -82,7 +83,7 @@ fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Ar
         let cell = Cell::new(core, birth);
         let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
         let token = core.enter(&cell, &command.contexts, deadline)?;
-        let result = bear(&cell, command, &wires, manner);
+        let result = bear(&cell, command, wires, manner);
         if result.is_err() {
             core.withdraw(token);
         }
@@ -92,10 +93,10 @@ fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Ar
 }
 
 /// From the clone to the first registration.
-fn bear(cell: &Arc<Cell>, command: &Command, wires: &Wires, manner: Manner) -> Result<()> {
+fn bear(cell: &Arc<Cell>, command: &Command, wires: Wires, manner: Manner) -> Result<()> {
     // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the slot.
     refuse_if_stopped(command)?;
-    let plan = Plan {
+    let born = spawn::spawn(&Plan {
         program: command.get_program(),
         argv: command.argv()?,
         env: command.envp()?,
@@ -106,11 +107,19 @@ fn bear(cell: &Arc<Cell>, command: &Command, wires: &Wires, manner: Manner) -> R
         publish: &cell.published,
         retry_busy: manner.busy,
         raise: manner.watched && wires.crowded,
-    };
-    match spawn::spawn(&plan) {
-        Ok(born) => cell.born(born.pid, born.pidfd, manner.watched),
-        Err(error) => Err(cell.unborn().map_or(error, Error::stopped)),
+    });
+    // The child has its ends, and we give ours of them up before its death can be seen: they would pass for somebody who holds the streams.
+    let standbys = wires.close_theirs();
+    match born {
+        Ok(born) => cell.born(born.pid, born.pidfd, manner.watched)?,
+        Err(error) => return Err(cell.unborn().map_or(error, Error::stopped)),
     }
+    for (which, standby) in standbys.into_iter().enumerate() {
+        if let Some(standby) = standby {
+            standby.begin(Teller::new(cell, which));
+        }
+    }
+    Ok(())
 }
 
 /// An already cancelled context, or no time at all, starts nothing.
@@ -140,6 +149,7 @@ fn extra(command: &Command, wires: &mut Wires) -> Option<Box<Extra>> {
         piped: std::mem::take(&mut wires.piped),
         feed: wires.feed.take(),
         captures: std::mem::take(&mut wires.captures),
+        copiers: wires.copiers(),
         ..Extra::default()
     }))
 }
@@ -150,6 +160,7 @@ struct Wires {
     piped: [Option<OwnedFd>; 3],
     feed: Option<Feed>,
     captures: [Option<Capture>; 2],
+    standbys: [Option<Standby>; 3],
     crowded: bool,
 }
 
@@ -169,15 +180,16 @@ impl Wires {
             piped: [None, None, None],
             feed: None,
             captures: [None, None],
+            standbys: [None, None, None],
             crowded,
         };
         for (which, stream) in streams.into_iter().enumerate() {
-            wires.theirs[which] = wires.connect(which, stream).map_err(|e| Error::os(Stage::Streams, e))?;
+            wires.theirs[which] = wires.connect(which, stream)?;
         }
         Ok(wires)
     }
 
-    fn connect(&mut self, which: usize, stream: Kind) -> std::io::Result<End> {
+    fn connect(&mut self, which: usize, stream: Kind) -> Result<End> {
         Ok(match stream {
             Kind::Inherit => End::Inherit,
             Kind::Null => End::Null,
@@ -190,27 +202,38 @@ impl Wires {
             }
             Kind::Captured(limit) => {
                 let (ours, theirs) = self.pipe(which)?;
-                pipe::set_nonblocking(ours.as_fd())?;
+                pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
                 self.captures[which - 1] = Some(Capture::new(ours, limit));
                 End::Made(theirs)
             }
             Kind::Bytes(bytes) => {
                 let (ours, theirs) = self.pipe(which)?;
-                pipe::set_nonblocking(ours.as_fd())?;
+                pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
                 if bytes.len() <= FED_AT_ONCE_MAX_BYTES {
                     // The pipe is ours alone and empty: it takes a page whole. The read end is open, so nothing can break.
-                    rustix::io::write(&ours, &bytes)?;
+                    rustix::io::write(&ours, &bytes).map_err(|e| streams(e.into()))?;
                 } else {
                     self.feed = Some(Feed::new(ours, bytes));
                 }
                 End::Made(theirs)
             }
+            Kind::Reader(reader) => self.stand_by(which, Work::Read(claim(&reader)?))?,
+            Kind::Writer(writer) => self.stand_by(which, Work::Write(claim(&writer)?))?,
         })
     }
 
+    /// A stream that the caller's own code serves.
+    fn stand_by(&mut self, which: usize, work: Work) -> Result<End> {
+        let (ours, theirs) = self.pipe(which)?;
+        pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
+        let event = self.out_of_the_way(copier::event().map_err(streams)?);
+        self.standbys[which] = Some(Standby::new(work, ours, event)?);
+        Ok(End::Made(theirs))
+    }
+
     /// (our end, the child's end).
-    fn pipe(&self, which: usize) -> std::io::Result<(OwnedFd, OwnedFd)> {
-        let (read, write) = pipe::pipe()?;
+    fn pipe(&self, which: usize) -> Result<(OwnedFd, OwnedFd)> {
+        let (read, write) = pipe::pipe().map_err(streams)?;
         let (ours, theirs) = if which == 0 { (write, read) } else { (read, write) };
         Ok((self.out_of_the_way(ours), if theirs.as_raw_fd() < 3 { spawn::raise(theirs) } else { theirs }))
     }
@@ -220,7 +243,18 @@ impl Wires {
     }
 
     fn any(&self) -> bool {
-        self.feed.is_some() || self.piped.iter().any(Option::is_some) || self.captures.iter().any(Option::is_some)
+        self.feed.is_some()
+            || self.piped.iter().any(Option::is_some)
+            || self.captures.iter().any(Option::is_some)
+            || self.standbys.iter().any(Option::is_some)
+    }
+
+    fn copiers(&self) -> [Option<Copier>; 3] {
+        self.standbys.each_ref().map(|standby| standby.as_ref().map(Standby::copier))
+    }
+
+    fn close_theirs(self) -> [Option<Standby>; 3] {
+        self.standbys
     }
 
     fn sources(&self) -> [Source<'_>; 3] {
@@ -232,4 +266,12 @@ impl Wires {
             End::SameAsStdout => Source::SameAsStdout,
         })
     }
+}
+
+fn streams(error: std::io::Error) -> Error {
+    Error::os(Stage::Streams, error)
+}
+
+fn claim<T: ?Sized>(value: &OneShot<T>) -> Result<Claim<T>> {
+    value.claim().ok_or_else(|| Error::new(ErrorKind::StreamUsed).at(Stage::Streams))
 }

@@ -1,5 +1,7 @@
 //! Our ends of a child's pipes: reading into a capture, feeding stdin. Knows descriptors and buffers; knows no child and no epoll.
 
+pub(crate) mod copier;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -46,19 +48,67 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::NONBLOCK)?)
 }
 
-/// Our end of a captured stream.
+/// A read end of ours, and what is left to be read of the child's own.
 #[derive(Debug)]
-pub(crate) struct Capture {
-    pub(crate) fd: OwnedFd,
-    sink: Sink,
+struct Source<F> {
+    fd: F,
     /// Since the exit was seen: how many bytes in the pipe the child itself may have written.
     owed_bytes: Option<usize>,
     enlarged: bool,
 }
 
+impl<F: AsFd> Source<F> {
+    fn new(fd: F) -> Source<F> {
+        Source { fd, owed_bytes: None, enlarged: false }
+    }
+
+    /// `read` reads from the descriptor once, and says how much.
+    fn read(&mut self, read: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
+        let n = read(self.fd.as_fd())?;
+        if let Some(owed) = &mut self.owed_bytes {
+            *owed = owed.saturating_sub(n);
+        }
+        if n >= PIPE_FULL_BYTES && !self.enlarged {
+            self.enlarged = true;
+            // Refused where the user's share of pipe memory is used up; then it stays as it is.
+            let _ = fcntl_setpipe_size(&self.fd, READ_MAX_BYTES);
+        }
+        Ok(n)
+    }
+
+    /// The exit was seen: everything the child wrote is in the pipe by now.
+    fn note_owed(&mut self) {
+        let bytes = rustix::io::ioctl_fionread(&self.fd).unwrap_or(0);
+        self.owed_bytes = Some(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
+    /// What the child itself left, if that is known; else what there is now.
+    fn owed(&mut self) -> usize {
+        if self.owed_bytes.is_none() {
+            self.note_owed();
+        }
+        self.owed_bytes.unwrap_or(0)
+    }
+
+    /// Whether no writer is left and everything is read.
+    fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = poll(&mut fds, Some(&now));
+        fds[0].revents().contains(PollFlags::HUP)
+    }
+}
+
+/// Our end of a captured stream.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    source: Source<OwnedFd>,
+    sink: Sink,
+}
+
 impl Capture {
     pub(crate) fn new(fd: OwnedFd, limit: Option<Limit>) -> Capture {
-        Capture { fd, sink: Sink::new(limit), owed_bytes: None, enlarged: false }
+        Capture { source: Source::new(fd), sink: Sink::new(limit) }
     }
 
     /// Nobody will ask for it any more: what comes is read, so that the child can go on, and forgotten.
@@ -95,30 +145,17 @@ impl Capture {
     }
 
     fn read_once(&mut self, room: usize) -> rustix::io::Result<usize> {
-        let n = self.sink.read_from(self.fd.as_fd(), room)?;
-        if let Some(owed) = &mut self.owed_bytes {
-            *owed = owed.saturating_sub(n);
-        }
-        if n >= PIPE_FULL_BYTES && !self.enlarged {
-            self.enlarged = true;
-            // Refused where the user's share of pipe memory is used up; then it stays as it is.
-            let _ = fcntl_setpipe_size(&self.fd, READ_MAX_BYTES);
-        }
-        Ok(n)
+        self.source.read(|fd| self.sink.read_from(fd, room))
     }
 
-    /// The exit was seen: everything the child wrote is in the pipe by now.
+    /// The exit was seen.
     pub(crate) fn note_owed(&mut self) {
-        let bytes = rustix::io::ioctl_fionread(&self.fd).unwrap_or(0);
-        self.owed_bytes = Some(usize::try_from(bytes).unwrap_or(usize::MAX));
+        self.source.note_owed();
     }
 
     /// Reads what the child itself left and no more, whoever goes on writing; says whether somebody still held the pipe.
     pub(crate) fn cut(&mut self) -> bool {
-        if self.owed_bytes.is_none() {
-            self.note_owed();
-        }
-        while let Some(owed @ 1..) = self.owed_bytes {
+        while let owed @ 1.. = self.source.owed() {
             let room = self.sink.make_room(owed);
             match self.read_once(room) {
                 Ok(0) => return false,
@@ -126,20 +163,18 @@ impl Capture {
                 Err(_) => break,
             }
         }
-        !self.is_hung_up()
-    }
-
-    /// Whether no writer is left and everything is read.
-    fn is_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let _ = poll(&mut fds, Some(&now));
-        fds[0].revents().contains(PollFlags::HUP)
+        !self.source.is_hung_up()
     }
 
     /// What was captured, and how many bytes were left out.
     pub(crate) fn into_bytes(self) -> (Vec<u8>, u64) {
         self.sink.into_bytes()
+    }
+}
+
+impl AsFd for Capture {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.source.fd.as_fd()
     }
 }
 

@@ -1,0 +1,314 @@
+//! Streams that a caller's own code serves: a thread for each, between our end of a pipe and a `Read` or a `Write`. Knows no child; tells
+//! its [`Told`] how it went.
+//!
+//! The caller's code may block for ever, and nothing can be done about it. So nobody waits for the thread itself: whoever wants no
+//! more of it takes the pipe away, and it ends when the caller's code returns.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use super::{Source, read_into};
+use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::stdio::Claim;
+use crate::sys::Leaked;
+use crate::sys::process::{generation, with_signals_blocked, write_without_sigpipe};
+
+/// How many of these threads there are at most, those included that were left behind.
+const COPIERS_MAX: usize = 1024;
+/// How much is copied at once.
+const CHUNK_BYTES: usize = 64 << 10;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Who is told how the copying goes, on its thread.
+pub(crate) trait Told: Send {
+    /// The caller's code failed. Our end of the pipe is still open: whoever sees it closed finds this told.
+    fn failed(&self, error: io::Error);
+    /// Our end is closed and the caller's value dropped.
+    fn ended(&self);
+}
+
+/// A copier as others see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Copier(Arc<Control>);
+
+#[derive(Debug)]
+struct Control {
+    /// Readable once the pipe was taken away: it ends the thread's sleep. Never read.
+    taken_away: OwnedFd,
+    /// The thread reads from the pipe under this lock, so that what the exit left there can be counted.
+    ours: Mutex<Ours>,
+}
+
+#[derive(Debug)]
+struct Ours {
+    /// Shared with the thread while it sleeps on it.
+    end: Option<Source<Arc<OwnedFd>>>,
+    /// What a cut has read in the thread's place.
+    rest: Vec<u8>,
+}
+
+/// A copier whose thread is there, so that nothing can fail any more when the child is, and which has not touched the caller's value.
+pub(crate) struct Standby {
+    copier: Copier,
+    thread: Sender<Job>,
+    work: Work,
+}
+
+/// The caller's value.
+pub(crate) enum Work {
+    /// What it gives goes to our end.
+    Read(Claim<dyn Read + Send>),
+    /// What comes from our end goes there.
+    Write(Claim<dyn Write + Send>),
+}
+
+/// The descriptor that a [`Standby`] needs beside the pipe.
+pub(crate) fn event() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+impl Standby {
+    /// `ours` does not block.
+    pub(crate) fn new(work: Work, ours: OwnedFd, event: OwnedFd) -> Result<Standby> {
+        let ours = Ours { end: Some(Source::new(Arc::new(ours))), rest: Vec::new() };
+        let copier = Copier(Arc::new(Control { taken_away: event, ours: Mutex::new(ours) }));
+        Ok(Standby { copier, thread: start_thread()?, work })
+    }
+
+    pub(crate) fn copier(&self) -> Copier {
+        self.copier.clone()
+    }
+
+    /// The child runs.
+    pub(crate) fn begin(self, told: impl Told + 'static) {
+        let Standby { copier, thread, work } = self;
+        let job: Job = match work {
+            Work::Read(claim) => {
+                let reader = claim.redeem();
+                Box::new(move || copier.copy_in(reader, &told))
+            }
+            Work::Write(claim) => {
+                let writer = claim.redeem();
+                Box::new(move || copier.copy_out(writer, &told))
+            }
+        };
+        // The thread waits for this and for nothing else.
+        let _ = thread.send(job);
+    }
+}
+
+/// A thread that does one job, or none if the sender is dropped.
+fn start_thread() -> Result<Sender<Job>> {
+    let permit = Permit::take().ok_or_else(|| {
+        let why = format!("{COPIERS_MAX} streams are served by readers and writers already");
+        Error::new(ErrorKind::NoProcessSlots).at(Stage::Streams).saying(why)
+    })?;
+    let (sender, jobs) = mpsc::channel::<Job>();
+    let main = move || {
+        let _permit = permit;
+        if let Ok(job) = jobs.recv() {
+            job();
+        }
+    };
+    with_signals_blocked(|| thread::Builder::new().name("pidloop-stream".into()).spawn(main))
+        .map_err(|e| Error::os(Stage::Clone, e).saying("a thread for a stream"))?;
+    Ok(sender)
+}
+
+/// The threads of this process. A forked copy has none of them, and counts anew.
+#[derive(Debug)]
+struct Running {
+    generation: u64,
+    threads: AtomicUsize,
+}
+
+static RUNNING: Leaked<Running> = Leaked::new();
+
+struct Permit(&'static Running);
+
+impl Permit {
+    fn take() -> Option<Permit> {
+        let running = Running::current();
+        let more = |n| (n < COPIERS_MAX).then_some(n + 1);
+        running.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Permit(running))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Running {
+    fn current() -> &'static Running {
+        loop {
+            let known = RUNNING.get();
+            match known {
+                Some(running) if running.generation == generation() => return running,
+                _ => {}
+            }
+            let fresh = Running { generation: generation(), threads: AtomicUsize::new(0) };
+            RUNNING.replace(known, Box::new(fresh));
+        }
+    }
+}
+
+impl Copier {
+    // ── for the child's cell ──
+
+    /// The exit was seen: everything the child wrote is in the pipe by now, or with the thread.
+    pub(crate) fn note_owed(&self) {
+        if let Some(end) = &mut self.0.ours().end {
+            end.note_owed();
+        }
+    }
+
+    /// Takes the pipe away, with what the child itself left in it and no more: the thread hands that on. Says whether somebody else
+    /// still held the pipe.
+    pub(crate) fn cut(&self) -> bool {
+        let mut ours = self.0.ours();
+        let Some(mut end) = ours.end.take() else {
+            return false;
+        };
+        while let owed @ 1.. = end.owed() {
+            match end.read(|fd| read_into(fd, &mut ours.rest, owed)) {
+                Ok(1..) | Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        drop(ours);
+        self.0.wake();
+        !end.is_hung_up()
+    }
+
+    /// Takes the pipe away.
+    pub(crate) fn close(&self) {
+        self.0.ours().end = None;
+        self.0.wake();
+    }
+
+    // ── on the thread ──
+
+    fn copy_in(&self, mut reader: Box<dyn Read + Send>, told: &dyn Told) {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let result = guarded(|| {
+            while self.0.is_open() {
+                match reader.read(&mut chunk) {
+                    Ok(0) => break,
+                    Ok(n) if self.0.put(&chunk[..n]) => {}
+                    // A child that does not read is no error.
+                    Ok(_) => break,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+        self.conclude(result, reader, told);
+    }
+
+    fn copy_out(&self, mut writer: Box<dyn Write + Send>, told: &dyn Told) {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let result = guarded(|| {
+            while self.0.take(&mut chunk) {
+                writer.write_all(&chunk)?;
+            }
+            writer.flush()
+        });
+        self.conclude(result, writer, told);
+    }
+
+    /// Told first, then closed: a child that ends because of that ends later. Dropped before the end is told: who waits for it finds the
+    /// value gone.
+    fn conclude<T: ?Sized>(&self, result: io::Result<()>, value: Box<T>, told: &dyn Told) {
+        if let Err(error) = result {
+            told.failed(error);
+        }
+        self.close();
+        if let Err(error) = guarded(|| {
+            drop(value);
+            Ok(())
+        }) {
+            log::warn!("pidloop: {error} while it was dropped");
+        }
+        told.ended();
+    }
+}
+
+/// A panic of the caller's code is an error of it.
+fn guarded(f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+}
+
+impl Control {
+    fn ours(&self) -> MutexGuard<'_, Ours> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.taken_away, &1u64.to_ne_bytes());
+    }
+
+    fn is_open(&self) -> bool {
+        self.ours().end.is_some()
+    }
+
+    /// The next bytes of the stream; false at its end.
+    fn take(&self, chunk: &mut Vec<u8>) -> bool {
+        chunk.clear();
+        loop {
+            let mut ours = self.ours();
+            if !ours.rest.is_empty() {
+                *chunk = std::mem::take(&mut ours.rest);
+                return true;
+            }
+            let Some(end) = &mut ours.end else {
+                return false;
+            };
+            match end.read(|fd| read_into(fd, chunk, CHUNK_BYTES)) {
+                Ok(n) => return n > 0,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let fd = end.fd.clone();
+                    drop(ours);
+                    self.sleep(&fd, PollFlags::IN);
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Writes them all; false if nobody reads any more, or the pipe was taken away.
+    fn put(&self, mut chunk: &[u8]) -> bool {
+        while !chunk.is_empty() {
+            let Some(fd) = self.ours().end.as_ref().map(|end| end.fd.clone()) else {
+                return false;
+            };
+            match write_without_sigpipe(fd.as_fd(), chunk) {
+                Ok(n) => chunk = &chunk[n..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.sleep(&fd, PollFlags::OUT),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Until the pipe is ready or taken away.
+    fn sleep(&self, fd: &OwnedFd, flags: PollFlags) {
+        let mut fds = [PollFd::new(fd, flags), PollFd::new(&self.taken_away, PollFlags::IN)];
+        // Interrupted: the caller looks again.
+        let _ = poll(&mut fds, None);
+    }
+}
