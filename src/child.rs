@@ -207,7 +207,8 @@ impl Child {
     /// Dropping the future changes nothing; the child runs on.
     pub fn wait_async(&self) -> impl Future<Output = Result<Exit>> + Send + '_ {
         self.cell.close_untaken_stdin();
-        std::future::poll_fn(|cx| match self.cell.wake_at_exit(cx.waker()) {
+        // In a forked copy the lock may be held for ever: who asks there is told by `try_wait`.
+        std::future::poll_fn(|cx| match self.cell.check_ours().is_ok() && self.cell.wake_at_exit(cx.waker()) {
             true => Poll::Pending,
             false => Poll::Ready(self.try_wait().and_then(sure)),
         })

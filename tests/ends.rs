@@ -49,6 +49,9 @@ fn a_forked_copy_is_inert_and_can_start_afresh() {
             ] {
                 assert_eq!(error.kind(), ErrorKind::Forked, "{error}");
             }
+            let mut polled = std::task::Context::from_waker(std::task::Waker::noop());
+            let waited = std::pin::pin!(child.wait_async()).poll(&mut polled);
+            assert!(matches!(waited, std::task::Poll::Ready(Err(e)) if e.kind() == ErrorKind::Forked));
             assert!(driver.shutdown(Duration::ZERO, Duration::ZERO).is_empty());
             ctx.cancel();
             assert!(ctx.is_cancelled());
