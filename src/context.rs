@@ -99,23 +99,35 @@ enum Source {
     Signals(Watch),
 }
 
-/// Who wants to be told of a cancellation.
-pub(crate) enum Listener {
+/// Who wants to be told of a context's end, and that one in its line may now end by what only the kernel sees.
+pub(crate) struct Listener {
+    pub(crate) tell: Tell,
+    pub(crate) handed_out: HandedOut,
+}
+
+/// Called, with no lock held, with the context whose [`cancel_fd`](Context::cancel_fd) was asked for.
+pub(crate) type HandedOut = Arc<dyn Fn(&Context) + Send + Sync>;
+
+/// What is done at the end.
+pub(crate) enum Tell {
+    /// A loop hears of it through the eventfd.
+    Nothing,
     Wake(Waker),
     /// Run on a helper thread.
     Call(Box<dyn FnOnce() + Send>),
 }
 
-impl Listener {
-    fn tell(self) {
+impl Tell {
+    pub(crate) fn tell(self) {
         match self {
+            Tell::Nothing => {}
             // A waker is somebody else's code.
-            Listener::Wake(waker) => {
+            Tell::Wake(waker) => {
                 if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
                     log::warn!("pidloop: a waker panicked");
                 }
             }
-            Listener::Call(call) => helpers::run(call),
+            Tell::Call(call) => helpers::run(call),
         }
     }
 }
@@ -290,8 +302,27 @@ impl Context {
     ///
     /// [`ErrorKind::NoDescriptors`], [`ErrorKind::NoMemory`]: it is an eventfd, made now.
     pub fn cancel_fd(&self) -> Result<BorrowedFd<'_>> {
-        self.0.handed_out.store(true, Ordering::Release);
-        self.eventfd()
+        let fd = self.eventfd()?;
+        // Set first, told second: who listens later reads it.
+        if !self.0.handed_out.swap(true, Ordering::AcqRel) {
+            self.tell_handed_out();
+        }
+        Ok(fd)
+    }
+
+    /// Whoever listens here or below has to watch this context, too.
+    fn tell_handed_out(&self) {
+        let mut told = Vec::new();
+        let mut pending = vec![self.0.clone()];
+        while let Some(node) = pending.pop() {
+            if !node.is_ours() {
+                continue;
+            }
+            let links = node.links();
+            pending.extend(links.children.iter().filter_map(|(_, child)| child.upgrade()));
+            told.extend(links.listeners.iter().map(|(_, listener)| listener.handed_out.clone()));
+        }
+        told.iter().for_each(|handed_out| handed_out(self));
     }
 
     // ── for the loop ──
@@ -301,8 +332,23 @@ impl Context {
         self.0.id
     }
 
-    pub(crate) fn parent(&self) -> Option<Context> {
-        self.0.parent.clone()
+    /// The nearest context above it whose end only the kernel can tell: by a descriptor.
+    pub(crate) fn watched_above(&self) -> Option<Context> {
+        self.line().skip(1).find(|context| context.has_descriptor()).cloned()
+    }
+
+    /// The nearest context, from it upwards, that may end without anybody's call.
+    pub(crate) fn may_end_by_itself(&self) -> Option<Context> {
+        self.line().find(|context| context.has_descriptor() || context.0.at_deadline.is_some()).cloned()
+    }
+
+    fn has_descriptor(&self) -> bool {
+        self.0.source.is_some() || self.0.handed_out.load(Ordering::Acquire)
+    }
+
+    /// It and those above.
+    fn line(&self) -> impl Iterator<Item = &Context> {
+        std::iter::successors(Some(self), |context| context.0.parent.as_ref())
     }
 
     /// Readable once it has ended; made when it is first asked for.
@@ -331,21 +377,20 @@ impl Context {
     /// Why it has ended, if it has: by its flag, or by what the clock and the descriptors say, of itself and of those above.
     pub(crate) fn look(&self) -> Option<Cause> {
         let mut now = None;
-        let mut next = Some(self);
-        while let Some(context) = next {
-            if let Some(cause) = context.0.found(&mut now) {
-                // From there down, so that all others see the same.
-                context.fire(&cause);
-                self.fire(&cause);
-                return self.0.fired.get().cloned();
-            }
-            next = context.0.parent.as_ref();
-        }
-        None
+        let (context, cause) = self.line().find_map(|context| Some((context, context.0.found(&mut now)?)))?;
+        // From there down, so that all others see the same.
+        context.fire(&cause);
+        self.fire(&cause);
+        self.0.fired.get().cloned()
     }
 
     pub(crate) fn listen(&self, listener: Listener) -> std::result::Result<ListenKey, Listener> {
-        if self.look().is_some() || !self.0.is_ours() {
+        if self.look().is_some() { Err(listener) } else { self.listen_unseen(listener) }
+    }
+
+    /// As [`listen`](Context::listen), without a look, which may call others: for a caller that holds a lock.
+    pub(crate) fn listen_unseen(&self, listener: Listener) -> std::result::Result<ListenKey, Listener> {
+        if !self.0.is_ours() {
             return Err(listener);
         }
         let mut links = self.0.links();
@@ -383,7 +428,7 @@ impl Context {
             pending.extend(links.children.iter().filter_map(|(_, child)| child.upgrade()));
             listeners.extend(std::mem::take(&mut links.listeners).into_iter().map(|(_, listener)| listener));
         }
-        listeners.into_iter().for_each(Listener::tell);
+        listeners.into_iter().for_each(|listener| listener.tell.tell());
     }
 }
 
@@ -454,11 +499,24 @@ impl Drop for Node {
     }
 }
 
+/// What is still to be called when a context ends that nobody holds any more is left to its parent, whose end would have been its own.
 fn unlink(node: &mut Node) -> Option<Context> {
-    let parent = node.parent.take()?;
+    let is_ours = node.is_ours();
+    let listeners = std::mem::take(&mut node.links.get_mut().unwrap_or_else(PoisonError::into_inner).listeners);
+    let calls = listeners.into_iter().map(|(_, listener)| listener).filter(|l| matches!(l.tell, Tell::Call(_)));
+    let Some(parent) = node.parent.take() else {
+        // Nothing can end it any more. What the closures hold is the caller's.
+        calls.filter(|_| is_ours).for_each(|listener| helpers::run(Box::new(move || drop(listener))));
+        return None;
+    };
     let place = std::mem::replace(node.place.get_mut(), usize::MAX);
     if place != usize::MAX && parent.0.is_ours() {
         parent.0.links().children.try_remove(place);
+    }
+    for listener in calls {
+        if let Err(listener) = parent.listen(listener) {
+            listener.tell.tell();
+        }
     }
     Some(parent)
 }

@@ -5,12 +5,12 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-use crate::context::{Context, ListenKey, Listener};
+use crate::context::{Context, HandedOut, ListenKey, Listener, Tell};
 use crate::error::{Error, Result, Stage};
 use crate::reactor::core::Core;
 use crate::reactor::{Inbox, Loop, Reactor, Survivor, shut_down};
@@ -215,6 +215,27 @@ impl Watch {
     }
 }
 
+/// What a listener keeps: the watches of those contexts in its line that may end without anybody's call. One that only a call ends costs
+/// nothing.
+fn vigil() -> HandedOut {
+    let watches = Mutex::new(Vec::new());
+    Arc::new(move |context| {
+        if let Some(watch) = Watch::new(context) {
+            watches.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
+        }
+    })
+}
+
+/// Listens first and reads then what there is to watch: a descriptor that is handed out meanwhile is seen by one of the two.
+fn listen(context: &Context, tell: Tell) -> std::result::Result<ListenKey, Listener> {
+    let vigil = vigil();
+    let key = context.listen(Listener { tell, handed_out: vigil.clone() })?;
+    if let Some(context) = context.may_end_by_itself() {
+        vigil(&context);
+    }
+    Ok(key)
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         if self.core.is_ours() {
@@ -230,27 +251,18 @@ impl Context {
     ///
     /// Dropping the future changes nothing.
     pub fn cancelled(&self) -> Cancelled {
-        Cancelled { context: self.clone(), listening: None, watch: None }
+        Cancelled { context: self.clone(), listening: None }
     }
 
     /// Calls `f` on a helper thread when it is cancelled or its deadline passes, at once if it is already; Go's
     /// `context.AfterFunc`. Dropping what it returns does not stop it.
     ///
-    /// Helper threads are bounded: a closure that blocks for ever takes one of them away.
+    /// It is forgotten when nothing can end the context any more: no handle of it or of one above is left, and no deadline or descriptor.
+    /// Until then it is kept: call it off when it is not wanted any more.
+    ///
+    /// There are 16 helper threads: a closure that never returns takes one of them away.
     pub fn after_cancel(&self, f: impl FnOnce() + Send + 'static) -> AfterCancel {
-        let watch = Watch::new(self);
-        let call = Listener::Call(Box::new(move || {
-            drop(watch);
-            f();
-        }));
-        let key = match self.listen(call) {
-            Ok(key) => Some(key),
-            Err(Listener::Call(call)) => {
-                crate::helpers::run(call);
-                None
-            }
-            Err(Listener::Wake(_)) => None,
-        };
+        let key = listen(self, Tell::Call(Box::new(f))).map_err(|listener| listener.tell.tell()).ok();
         AfterCancel { context: self.clone(), key }
     }
 }
@@ -261,7 +273,6 @@ impl Context {
 pub struct Cancelled {
     context: Context,
     listening: Option<(ListenKey, Waker)>,
-    watch: Option<Watch>,
 }
 
 impl Future for Cancelled {
@@ -275,14 +286,13 @@ impl Future for Cancelled {
         if self.listening.as_ref().is_some_and(|(_, waker)| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        self.stop_listening();
         let waker = cx.waker().clone();
-        match self.context.listen(Listener::Wake(waker.clone())) {
+        let listening = listen(&self.context, Tell::Wake(waker.clone()));
+        // The new one first: what is watched for both stays registered.
+        self.stop_listening();
+        match listening {
             Ok(key) => self.listening = Some((key, waker)),
             Err(_) => return Poll::Ready(()),
-        }
-        if self.watch.is_none() {
-            self.watch = Watch::new(&self.context);
         }
         Poll::Pending
     }

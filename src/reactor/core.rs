@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -20,7 +20,7 @@ use slab::Slab;
 
 use super::cell::Cell;
 use crate::cause::Cause;
-use crate::context::Context;
+use crate::context::{Context, ListenKey, Listener, Tell};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::sys::process::generation;
 use crate::timer::{Alarm, Clock, Timers};
@@ -38,6 +38,7 @@ enum State {
 /// The shared part of a reactor.
 #[derive(Debug)]
 pub(crate) struct Core {
+    this: Weak<Core>,
     registry: Registry,
     /// Written to make the loop come round; never read: each write is an edge of its own.
     wake: OwnedFd,
@@ -66,6 +67,9 @@ pub(crate) struct Tables {
     orphaned: bool,
     ended: VecDeque<(Token, Arc<Cell>)>,
     unreported: usize,
+    /// Contexts that left, to be dropped when the lock is gone: the last reference to one may be ours, and what waits for it the
+    /// caller's.
+    left: Vec<ContextSlot>,
 }
 
 #[derive(Debug)]
@@ -93,16 +97,19 @@ struct ContextSlot {
     members: Slab<u32>,
     /// Its slot's other users: contexts below it, watchers.
     users: u32,
+    /// The nearest one above it that is here.
     parent: Option<u32>,
     deadline: Option<Instant>,
+    listening: Option<ListenKey>,
 }
 
 impl Core {
-    pub(crate) fn new(registry: Registry, collects: bool) -> Result<Core> {
+    pub(crate) fn new(registry: Registry, collects: bool) -> Result<Arc<Core>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(setup)?;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).map_err(setup)?;
-        let core = Core {
+        let core = Arc::new_cyclic(|this| Core {
+            this: this.clone(),
             registry,
             wake: crate::spawn::raise(wake),
             timer: crate::spawn::raise(timer),
@@ -116,11 +123,12 @@ impl Core {
                 orphaned: false,
                 ended: VecDeque::new(),
                 unreported: 0,
+                left: Vec::new(),
             }),
             left: Condvar::new(),
             generation: generation(),
             collects,
-        };
+        });
         core.register(core.wake.as_fd(), Token::new(Kind::Wake, 0, 0), Interest::READABLE)?;
         core.register(core.timer.as_fd(), Token::new(Kind::Wake, 0, 1), Interest::READABLE)?;
         Ok(core)
@@ -129,6 +137,16 @@ impl Core {
     fn tables(&self) -> MutexGuard<'_, Tables> {
         // A panic under the lock is the loop's; its successor goes on with what is there.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` under the lock; drops the contexts that left when it is gone.
+    fn with<T>(&self, f: impl FnOnce(&mut Tables) -> T) -> T {
+        let mut tables = self.tables();
+        let result = f(&mut tables);
+        let left = std::mem::take(&mut tables.left);
+        drop(tables);
+        drop(left);
+        result
     }
 
     /// Whether this process made it. Asked before any lock is taken: a lock may have been held when the process was forked.
@@ -300,7 +318,16 @@ impl Core {
     ///
     /// Attaching registers first; the caller reads the flags afterwards (cancelling sets the flag first): one of the two sees the other.
     pub(crate) fn enter(&self, cell: &Arc<Cell>, contexts: &[Context], deadline: Option<Instant>) -> Result<Token> {
-        let mut tables = self.tables();
+        self.with(|tables| self.enter_locked(tables, cell, contexts, deadline))
+    }
+
+    fn enter_locked(
+        &self,
+        tables: &mut Tables,
+        cell: &Arc<Cell>,
+        contexts: &[Context],
+        deadline: Option<Instant>,
+    ) -> Result<Token> {
         match tables.state {
             State::Open => {}
             State::ShuttingDown => return Err(Error::new(ErrorKind::ShutDown)),
@@ -341,7 +368,7 @@ impl Core {
 
     /// Takes a child out of the slabs and out of its contexts' lists.
     pub(crate) fn leave(&self, token: Token) {
-        let left = self.tables().leave(self, token);
+        let left = self.with(|tables| tables.leave(self, token));
         self.left.notify_all();
         // The last reference to a cell may be this one; what it holds is dropped outside the lock.
         drop(left);
@@ -394,19 +421,34 @@ impl Core {
 
     /// Keeps a context registered although no child of it is here, so that its deadline and its descriptors are noticed.
     pub(crate) fn watch(&self, context: &Context) -> Result<Token> {
-        let mut tables = self.tables();
-        let slot = tables.attach(self, context)?;
-        let entry = &mut tables.contexts[slot as usize];
-        entry.users += 1;
-        Ok(Token::new(Kind::Context, entry.generation, slot))
+        self.with(|tables| {
+            let slot = tables.attach(self, context)?;
+            let entry = &mut tables.contexts[slot as usize];
+            entry.users += 1;
+            Ok(Token::new(Kind::Context, entry.generation, slot))
+        })
     }
 
     pub(crate) fn unwatch(&self, token: Token) {
-        let mut tables = self.tables();
-        if let Some(entry) = tables.context_slot(token) {
-            entry.users -= 1;
-            tables.release_context(self, token.slot);
-        }
+        self.with(|tables| {
+            if let Some(entry) = tables.context_slot(token) {
+                entry.users -= 1;
+                tables.release_context(self, token.slot);
+            }
+        });
+    }
+
+    /// A context above this one has a descriptor now: it is registered, too.
+    fn watch_above(&self, token: Token) {
+        self.with(|tables| {
+            let Some(context) = tables.context_slot(token).map(|entry| entry.context.clone()) else {
+                return;
+            };
+            match tables.attach_above(self, &context) {
+                Ok(parent) => tables.put_below(self, token.slot, parent),
+                Err(error) => log::error!("pidloop: a cancel_fd is not watched: {error}"),
+            }
+        });
     }
 
     /// The next children of a context, from `cursor` on: at most `at_most`; says where to go on, if there are more.
@@ -484,36 +526,63 @@ impl Tables {
         Some(slot.cell)
     }
 
-    /// The slot of a context; registers it and the contexts above it where they are not.
-    ///
-    /// Those above are registered because the kernel may be told of a reason to stop at any of them (`cancel_fd`, `from_fd`).
+    /// The slot of a context; registers it, and what has to be watched above it, where they are not.
     fn attach(&mut self, core: &Core, context: &Context) -> Result<u32> {
-        let mut chain = Vec::new();
-        let mut above = Some(context.clone());
-        let mut parent = None;
-        while let Some(context) = above {
-            if let Some(slot) = self.by_id.get(&context.id()) {
-                parent = Some(*slot as u32);
-                break;
-            }
-            above = context.parent();
-            chain.push(context);
+        if let Some(slot) = self.by_id.get(&context.id()) {
+            return Ok(*slot as u32);
         }
-        for context in chain.into_iter().rev() {
-            match self.register_context(core, context, parent) {
-                Ok(slot) => parent = Some(slot),
-                Err(error) => {
-                    if let Some(slot) = parent {
-                        self.release_context(core, slot);
-                    }
-                    return Err(error);
-                }
+        let slot = self.register_context(core, context.clone())?;
+        match self.attach_above(core, context) {
+            Ok(parent) => {
+                self.put_below(core, slot, parent);
+                Ok(slot)
+            }
+            Err(error) => {
+                self.release_context(core, slot);
+                Err(error)
             }
         }
-        Ok(parent.expect("the context itself is the last of its chain"))
     }
 
-    fn register_context(&mut self, core: &Core, context: Context, parent: Option<u32>) -> Result<u32> {
+    /// The slot of the nearest context above whose end only the kernel can tell, and so on upwards. All others need none: who cancels
+    /// them writes to the eventfds below.
+    fn attach_above(&mut self, core: &Core, context: &Context) -> Result<Option<u32>> {
+        let mut first = None;
+        let mut below = None;
+        let mut next = context.watched_above();
+        while let Some(context) = next {
+            let known = self.by_id.get(&context.id()).map(|slot| *slot as u32);
+            let slot = match known.map_or_else(|| self.register_context(core, context.clone()), Ok) {
+                Ok(slot) => slot,
+                Err(error) => {
+                    first.into_iter().for_each(|first| self.release_context(core, first));
+                    return Err(error);
+                }
+            };
+            first.get_or_insert(slot);
+            below.into_iter().for_each(|below| self.put_below(core, below, Some(slot)));
+            if known.is_some() {
+                break;
+            }
+            below = Some(slot);
+            next = context.watched_above();
+        }
+        Ok(first)
+    }
+
+    /// Makes `parent` what `slot` stands below.
+    fn put_below(&mut self, core: &Core, slot: u32, parent: Option<u32>) {
+        if let Some(parent) = parent {
+            self.contexts[parent as usize].users += 1;
+        }
+        let before = std::mem::replace(&mut self.contexts[slot as usize].parent, parent);
+        if let Some(before) = before {
+            self.contexts[before as usize].users -= 1;
+            self.release_context(core, before);
+        }
+    }
+
+    fn register_context(&mut self, core: &Core, context: Context) -> Result<u32> {
         let generation = next_generation();
         let deadline = context.deadline();
         let entry = self.contexts.vacant_entry();
@@ -528,10 +597,23 @@ impl Tables {
             }
         }
         self.by_id.insert(context.id(), slot as usize);
-        entry.insert(ContextSlot { generation, context, members: Slab::new(), users: 0, parent, deadline });
-        if let Some(parent) = parent {
-            self.contexts[parent as usize].users += 1;
-        }
+        let this = core.this.clone();
+        // Listens first; what has been handed out above is read afterwards.
+        let handed_out = move |_: &Context| {
+            if let Some(core) = this.upgrade() {
+                core.watch_above(token);
+            }
+        };
+        let listening = context.listen_unseen(Listener { tell: Tell::Nothing, handed_out: Arc::new(handed_out) }).ok();
+        entry.insert(ContextSlot {
+            generation,
+            context,
+            members: Slab::new(),
+            users: 0,
+            parent: None,
+            deadline,
+            listening,
+        });
         if let Some(at) = deadline {
             self.arm(core, at, (token, Clock::Deadline));
         }
@@ -557,10 +639,14 @@ impl Tables {
             if let Some(at) = entry.deadline {
                 self.timers.disarm(at, (Token::new(Kind::Context, entry.generation, slot), Clock::Deadline));
             }
+            if let Some(key) = entry.listening {
+                entry.context.unlisten(key);
+            }
             next = entry.parent;
             if let Some(parent) = next {
                 self.contexts[parent as usize].users -= 1;
             }
+            self.left.push(entry);
         }
     }
 }

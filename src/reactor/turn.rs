@@ -107,7 +107,7 @@ impl Loop {
         Ok(Loop {
             poll,
             events: Events::with_capacity(EVENTS_TURN_MAX),
-            core: Arc::new(Core::new(registry, collects)?),
+            core: Core::new(registry, collects)?,
             batch: Batch::default(),
             unread: Unread::default(),
             cancelling: VecDeque::new(),
