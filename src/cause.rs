@@ -33,44 +33,59 @@ pub enum Cause {
 
 /// A cause of the caller's own; made with `From`.
 #[derive(Clone)]
-pub struct Reason(Arc<dyn std::error::Error + Send + Sync>);
+pub struct Reason {
+    error: Arc<dyn std::error::Error + Send + Sync>,
+    at_deadline: bool,
+}
 
 impl Reason {
     /// The error it was made from.
     pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
-        &*self.0
+        &*self.error
     }
 }
 
 impl fmt::Debug for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.error, f)
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        fmt::Display::fmt(&self.error, f)
     }
 }
 
 impl PartialEq for Reason {
     /// The same, or the same words.
     fn eq(&self, other: &Reason) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.to_string() == other.to_string()
+        Arc::ptr_eq(&self.error, &other.error) || self.to_string() == other.to_string()
     }
 }
 
 impl Cause {
-    /// Whether it is a deadline.
+    /// Whether it is a deadline, with whatever words: what Go's `ctx.Err()` tells beside `context.Cause`.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Cause::DeadlineExceeded)
+        match self {
+            Cause::DeadlineExceeded => true,
+            Cause::Other(reason) => reason.at_deadline,
+            _ => false,
+        }
+    }
+
+    /// The same, as the cause of a deadline.
+    pub(crate) fn at_deadline(self) -> Cause {
+        match self {
+            Cause::Other(reason) => Cause::Other(Reason { at_deadline: true, ..reason }),
+            other => other,
+        }
     }
 
     /// The error of the caller's own behind it.
     pub fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Cause::Other(reason) => Some(&*reason.0),
+            Cause::Other(reason) => Some(&*reason.error),
             _ => None,
         }
     }
@@ -105,7 +120,7 @@ impl fmt::Display for Cause {
 
 impl From<Box<dyn std::error::Error + Send + Sync>> for Cause {
     fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Cause {
-        Cause::Other(Reason(error.into()))
+        Cause::Other(Reason { error: error.into(), at_deadline: false })
     }
 }
 

@@ -152,7 +152,8 @@ impl Context {
         self.with_timeout_cause(limit, Cause::DeadlineExceeded)
     }
 
-    /// As [`with_timeout`](Context::with_timeout), with a cause of the caller's own; Go's `WithTimeoutCause`.
+    /// As [`with_timeout`](Context::with_timeout), with a cause of the caller's own; Go's `WithTimeoutCause`. What it stops was still
+    /// stopped by a deadline: [`Cause::is_timeout`], [`ErrorKind::DeadlineExceeded`].
     pub fn with_timeout_cause(&self, limit: Duration, cause: impl Into<Cause>) -> Context {
         match Instant::now().checked_add(limit) {
             Some(deadline) => self.with_deadline_cause(deadline, cause),
@@ -172,7 +173,7 @@ impl Context {
         if self.deadline().is_some_and(|earlier| earlier <= deadline) {
             return self.child_context();
         }
-        Context::build(Some(self), Some((deadline, cause.into())), None)
+        Context::build(Some(self), Some((deadline, cause.into().at_deadline())), None)
     }
 
     /// A context that does not end with this one, and has no deadline; Go's `WithoutCancel`.
@@ -514,7 +515,7 @@ fn unlink(node: &mut Node) -> Option<Context> {
         parent.0.links().children.try_remove(place);
     }
     for listener in calls {
-        if let Err(listener) = parent.listen(listener) {
+        if let Err(listener) = parent.listen_unseen(listener) {
             listener.tell.tell();
         }
     }

@@ -283,8 +283,8 @@ impl Error {
 
     /// The error for a stop: its kind is the cause's.
     pub(crate) fn stopped(cause: Cause) -> Error {
-        let kind = match cause {
-            Cause::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+        let kind = match &cause {
+            cause if cause.is_timeout() => ErrorKind::DeadlineExceeded,
             Cause::OutputLimit => ErrorKind::OutputLimit,
             Cause::Terminated | Cause::Dropped | Cause::ShutDown => ErrorKind::Stopped,
             _ => ErrorKind::Cancelled,
