@@ -31,7 +31,8 @@ const BUSY: Busy = Busy::Sleep { at_most: Duration::from_millis(50) };
 /// use std::io::Read;
 /// use pidloop::{Command, Stdio};
 ///
-/// let child = Command::new("sh").args(["-c", "echo here; exit 3"]).stdout(Stdio::piped()).spawn()?;
+/// let mut command = Command::new("sh");
+/// let child = command.args(["-c", "echo here; exit 3"]).stdout(Stdio::piped()).spawn()?;
 /// let exit = child.wait()?;                        // Ok: this asks, it does not judge
 /// assert_eq!(exit.code(), Some(3));
 /// assert_eq!(exit.to_string(), "exit status 3");

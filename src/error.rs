@@ -16,6 +16,8 @@ pub(crate) const STDERR_SHOWN_BYTES: usize = 1024;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What kind of thing went wrong.
+///
+/// Where more than one thing did, [`Exit::check`] says which of them is blamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

@@ -6,6 +6,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where one of a child's streams goes. As std's `Stdio`, and more.
+///
+/// | | who has the other end | `wait_with_output` waits for it |
+/// |---|---|---|
+/// | [`inherit`](Stdio::inherit), [`null`](Stdio::null), `From<OwnedFd>` | whoever had it before | no |
+/// | [`piped`](Stdio::piped) | the caller, who takes it | unless it was taken |
+/// | [`captured`](Stdio::captured), [`captured_limited`](Stdio::captured_limited) | the reactor, which reads it | yes |
+/// | [`bytes`](Stdio::bytes) | the reactor, which writes it | no |
+/// | [`reader`](Stdio::reader) | a thread with the caller's `Read` | no |
+/// | [`writer`](Stdio::writer) | a thread with the caller's `Write` | yes |
+///
+/// A stream that is waited for ends when the last process that holds it has closed it; [`wait_delay`](crate::Command::wait_delay), a
+/// [context](crate::Command::context) or a [timeout](crate::Command::timeout) ends it before.
 #[derive(Clone, Debug)]
 pub struct Stdio(pub(crate) Kind);
 
@@ -78,8 +90,8 @@ impl Stdio {
     /// spawn that fails leaves it for the next.
     ///
     /// It is read on a thread of its own, which ends with it; at most 1,024 of them run at once. When the child is dead nobody waits for it:
-    /// a reader that blocks is left behind, and dropped when it returns. A child that does not read is no error. One that `reader` returns
-    /// (or a panic) closes the stdin, and is what [`Exit::check`](crate::Exit::check) says of a child that otherwise did well
+    /// a reader that blocks is left behind, and dropped when it returns. A child that does not read is no error. An error that `reader`
+    /// returns (or a panic) closes the stdin, and is what [`Exit::check`](crate::Exit::check) says of a child that otherwise did well
     /// ([`ErrorKind::Io`](crate::ErrorKind::Io)); one that comes after the child's death is not told.
     ///
     /// ```
@@ -128,7 +140,8 @@ impl Stdio {
     ///
     /// # fn main() -> pidloop::Result<()> {
     /// let (chunks, received) = mpsc::sync_channel(16);
-    /// let child = Command::new("echo").arg("hello").stdout(Stdio::writer(Chunks(chunks))).spawn()?;
+    /// let stdout = Stdio::writer(Chunks(chunks));
+    /// let child = Command::new("echo").arg("hello").stdout(stdout).spawn()?;
     /// // Ends when the stream has: the writer, and with it the sender, is dropped then.
     /// let text: Vec<u8> = received.into_iter().flatten().collect();
     /// assert_eq!(text, b"hello\n");

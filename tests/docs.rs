@@ -259,6 +259,15 @@ fn the_map_names_every_file_and_no_other() {
     assert!(missing.is_empty() && gone.is_empty(), "docs/ARCHITECTURE.md lacks {missing:?} and has {gone:?} too many");
 }
 
+/// Where we differ from Go is numbered, too.
+#[test]
+fn every_difference_from_go_has_a_row() {
+    let design = read("docs/DESIGN.md");
+    for number in 1..=24 {
+        assert!(design.contains(&format!("\n| D{number} | ")), "D{number}");
+    }
+}
+
 /// The first entry of a new version is what is under "Unreleased"; a released one has its section.
 #[test]
 fn the_changelog_has_a_place_for_what_is_new() {
