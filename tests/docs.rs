@@ -144,13 +144,16 @@ fn no_document_names_this_machine() {
     }
 }
 
-/// The version of Rust is said once in the manifest and once in the README.
 #[test]
-fn the_readme_asks_for_the_right_rust() {
+fn the_readme_has_the_versions_of_the_manifest() {
     let manifest = read("Cargo.toml");
     let line = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
     let version = line.trim_matches('"');
-    assert!(read("README.md").contains(&format!("Rust {version} or later")), "Rust {version}");
+    let readme = read("README.md");
+    assert!(readme.contains(&format!("Rust {version} or later")), "Rust {version}");
+    assert!(readme.contains(&format!("Rust {version} is the oldest")), "Rust {version}");
+    let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+    assert!(readme.contains(&format!("pidloop = \"{major}.{minor}\"")), "version {major}.{minor}");
 }
 
 /// The README's commands: the main job, what it prints, the tests.
