@@ -135,8 +135,6 @@ pub enum Stage {
     Signals,
     /// `ptrace(PTRACE_TRACEME)`.
     Trace,
-    /// The caller's own `pre_exec` closure.
-    PreExec,
     /// `execve`.
     Exec,
 }
@@ -175,7 +173,6 @@ impl Stage {
             Stage::ParentDeathSignal => "set the parent-death signal",
             Stage::Signals => "set signal dispositions",
             Stage::Trace => "ask to be traced",
-            Stage::PreExec => "run the pre_exec closure",
             Stage::Exec => "execute the program",
         }
     }

@@ -55,6 +55,7 @@ pub mod documents {
     pub mod changelog {}
     /// [ARCHITECTURE.md]: crate::documents::architecture
     /// [map-promises]: crate::documents::architecture#the-promises
+    /// [from-tokio]: crate::documents::from_tokio
     /// [gotcha-command]: crate::documents::gotchas#a-command-keeps-what-it-was-given
     #[doc = include_str!("../docs/DESIGN.md")]
     pub mod design {}
