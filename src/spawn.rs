@@ -534,6 +534,9 @@ fn candidates(program: &OsStr, search: &OsStr) -> Vec<PathBuf> {
 
 /// The first that may be executed; Go's `LookPath`. A hit in a directory that is relative to ours is refused.
 fn look_up(program: &OsStr, candidates: Vec<PathBuf>) -> Result<PathBuf> {
+    if [".", ".."].map(OsStr::new).contains(&program) {
+        return Err(not_found(program, libc::ENOENT));
+    }
     let mut errno = libc::ENOENT;
     for path in candidates {
         match is_executable(&path) {
