@@ -1,6 +1,7 @@
 //! A child comes to be: its program is looked up, its script written, the clone tried in the best way this kernel allows, a failure
 //! reaped and named. Knows no reactor; what the child itself does is `sys::birth`.
 
+use std::borrow::Cow;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::io;
@@ -138,6 +139,30 @@ pub(crate) struct Born {
     pub(crate) pidfd: OwnedFd,
 }
 
+/// The options with the descriptors that a step of the child needs moved from where the child's own are put before.
+pub(crate) fn clear_of<'a>(targets: &[(RawFd, Arc<OwnedFd>)], options: &'a Options) -> Result<Cow<'a, Options>> {
+    let in_the_way = |fd: &OwnedFd| fd.as_raw_fd() < 3 || targets.iter().any(|(to, _)| *to == fd.as_raw_fd());
+    let above = targets.iter().map(|(to, _)| *to).max().unwrap_or(2) + 1;
+    let moved = |fd: &OwnedFd| match rustix::io::fcntl_dupfd_cloexec(fd, above) {
+        Ok(moved) => Ok(Arc::new(moved)),
+        Err(errno) => Err(Error::os(Stage::Descriptors, errno.into())),
+    };
+    let mut options = Cow::Borrowed(options);
+    if let Some(Dir::Fd(dir)) = &options.cwd {
+        if in_the_way(dir) {
+            let dir = moved(dir)?;
+            options.to_mut().cwd = Some(Dir::Fd(dir));
+        }
+    }
+    if let Some(cgroup) = &options.cgroup {
+        if in_the_way(cgroup) {
+            let cgroup = moved(cgroup)?;
+            options.to_mut().cgroup = Some(cgroup);
+        }
+    }
+    Ok(options)
+}
+
 /// Starts a child. On failure nothing is left of it.
 pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     let null = plan.stdio.iter().any(|source| matches!(source, Source::Null)).then(null_device).transpose()?;
@@ -206,8 +231,20 @@ fn blame(plan: &Plan<'_>, stage: Stage, errno: i32) -> Error {
             Some(path) => error.about(path),
             None => error,
         },
+        (Stage::Descriptors, _) => match plan.extra.iter().map(|(to, _)| *to).max() {
+            // dup3(2) says EBADF of a number that is too high.
+            Some(to) if errno == libc::EBADF && open_files_max().is_some_and(|max| to as u64 >= max) => {
+                error.saying(format!("descriptor {to} is not below the limit on open files"))
+            }
+            _ => error,
+        },
         _ => error,
     }
+}
+
+/// The soft limit; `None` if there is none.
+fn open_files_max() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
 struct BusyClock {
@@ -321,19 +358,25 @@ fn table_end(plan: &Plan<'_>, script: &Script) -> Option<u32> {
         _ => None,
     };
     let cgroup = plan.options.cgroup.as_ref().map(|fd| fd.as_raw_fd());
-    let highest = from.chain(script.kept.iter().copied()).chain(cwd).chain(cgroup).max().unwrap_or(0);
+    let program = descriptor_of(plan.program);
+    let highest = from.chain(script.kept.iter().copied()).chain(cwd).chain(cgroup).chain(program).max().unwrap_or(0);
     Some(highest.max(2) as u32 + 1)
+}
+
+/// A program that is named by a descriptor of ours, as one in a memfd: the exec looks it up in the child.
+fn descriptor_of(program: &OsStr) -> Option<RawFd> {
+    let program = program.to_str()?;
+    let number = program.strip_prefix("/proc/self/fd/").or_else(|| program.strip_prefix("/dev/fd/"))?;
+    number.parse().ok().filter(|number| *number >= 0)
 }
 
 // ── the script ──
 
 fn write_script(plan: &Plan<'_>, null: Option<RawFd>) -> Result<Script> {
     let options = plan.options;
-    let (moves, lift_to) = moves(plan, null);
     Ok(Script {
         sweep: sweep(options),
-        moves,
-        lift_to,
+        moves: moves(plan, null),
         stderr_is_stdout: matches!(plan.stdio[2], Source::SameAsStdout),
         kept: options.inherit.clone(),
         reset_ignored: options.reset_signals,
@@ -380,19 +423,17 @@ fn highest_descriptor() -> RawFd {
         .max();
     // Another thread may open some more meanwhile.
     const MARGIN: RawFd = 64;
-    let limit = || rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    seen.map_or_else(|| limit().and_then(|n| RawFd::try_from(n).ok()).unwrap_or(1 << 20), |fd| fd + MARGIN)
+    seen.map_or_else(|| open_files_max().and_then(|n| RawFd::try_from(n).ok()).unwrap_or(1 << 20), |fd| fd + MARGIN)
 }
 
-fn moves(plan: &Plan<'_>, null: Option<RawFd>) -> (Vec<Move>, RawFd) {
+fn moves(plan: &Plan<'_>, null: Option<RawFd>) -> Vec<Move> {
     let stdio = plan.stdio.iter().enumerate().filter_map(|(to, source)| match source {
         Source::Null => null.map(|from| (from, to as RawFd)),
         Source::Fd(fd) => Some((fd.as_raw_fd(), to as RawFd)),
         Source::Inherit | Source::SameAsStdout => None,
     });
     let pairs: Vec<(RawFd, RawFd)> = stdio.chain(plan.extra.iter().map(|(to, fd)| (fd.as_raw_fd(), *to))).collect();
-    let lift_to = pairs.iter().map(|(_, to)| *to).max().unwrap_or(2) + 1;
-    let moves = pairs
+    pairs
         .iter()
         .map(|&(from, to)| Move {
             from,
@@ -400,8 +441,7 @@ fn moves(plan: &Plan<'_>, null: Option<RawFd>) -> (Vec<Move>, RawFd) {
             lift: pairs.iter().any(|(other, target)| *target == from && (*other, *target) != (from, to)),
             lifted: AtomicI32::new(-1),
         })
-        .collect();
-    (moves, lift_to)
+        .collect()
 }
 
 fn c_path(path: &Path, stage: Stage) -> Result<CString> {

@@ -6,6 +6,8 @@ mod common;
 
 #[path = "cancel.rs"]
 mod cancel;
+#[path = "descriptors.rs"]
+mod descriptors;
 #[path = "founding.rs"]
 mod founding;
 #[path = "start_wait.rs"]

@@ -19,6 +19,7 @@ use crate::helpers;
 use crate::signal::Signal;
 use crate::spawn::{self, Options};
 use crate::stdio::{Kind, Stdio};
+use crate::sys::is_open;
 
 /// What to run, where its streams go, and how it must stop. As std's `Command`, and what Go's `exec.Cmd` adds to that.
 ///
@@ -329,10 +330,17 @@ impl Command {
         self
     }
 
-    /// Lets the child have this process's descriptor `number` under the same number, close-on-exec or not.
+    /// Lets the child have this process's descriptor `number` under the same number, close-on-exec or not. It is looked at by each spawn,
+    /// which fails if it is not open then. What 0, 1 and 2 are is said by [`stdin`](Command::stdin) and so on.
     pub fn inherit_fd(&mut self, number: RawFd) -> &mut Command {
+        self.forget_descriptor(number);
         self.options.inherit.push(number);
         self
+    }
+
+    fn forget_descriptor(&mut self, child_number: RawFd) {
+        self.extra.retain(|(number, _)| *number != child_number);
+        self.options.inherit.retain(|number| *number != child_number);
     }
 
     /// Lets the child have every descriptor of this process that is not close-on-exec, as std does.
@@ -481,6 +489,13 @@ impl Command {
         }
         if let Some((number, _)) = self.extra.iter().find(|(number, _)| *number < 3) {
             return Err(self.invalid(&format!("descriptor {number} is not 3 or more")));
+        }
+        // Now, before descriptors of ours take its place.
+        if let Some(number) = self.options.inherit.iter().find(|number| !is_open(**number)) {
+            let why = io::Error::from_raw_os_error(libc::EBADF);
+            return Err(Error::os(Stage::Descriptors, why)
+                .of(&*self.label())
+                .saying(format!("descriptor {number} is not open")));
         }
         let [stdin, stdout, stderr] = self.stdio.each_ref().map(|s| s.as_ref().map(|s| &s.0));
         match (stdin, stdout, stderr) {

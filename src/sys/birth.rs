@@ -145,8 +145,6 @@ pub(crate) struct Script {
     pub(crate) sweep: Sweep,
     /// In any order: what one would overwrite that another still needs is lifted first.
     pub(crate) moves: Vec<Move>,
-    /// Above all targets.
-    pub(crate) lift_to: RawFd,
     /// stderr is what stdout has become.
     pub(crate) stderr_is_stdout: bool,
     /// Stay open under their own numbers.
@@ -537,8 +535,7 @@ fn install(script: &Script) -> Result<(), i32> {
         set_cloexec(*fd, false)?;
     }
     for this in script.moves.iter().filter(|this| this.lift) {
-        let args = [this.from as usize, libc::F_DUPFD_CLOEXEC as usize, script.lift_to as usize, 0, 0];
-        this.lifted.store(sys(libc::SYS_fcntl, args)? as RawFd, Ordering::Relaxed);
+        this.lifted.store(lift(script, this.from)?, Ordering::Relaxed);
     }
     for this in &script.moves {
         let from = if this.lift { this.lifted.load(Ordering::Relaxed) } else { this.from };
@@ -552,6 +549,19 @@ fn install(script: &Script) -> Result<(), i32> {
         sys(libc::SYS_dup3, [1, 2, 0, 0, 0])?;
     }
     Ok(())
+}
+
+/// Duplicates it to where nothing goes. A free number that is a target is left as it is: what goes there overwrites it.
+fn lift(script: &Script, from: RawFd) -> Result<RawFd, i32> {
+    let mut low = 3;
+    loop {
+        let lifted =
+            sys(libc::SYS_fcntl, [from as usize, libc::F_DUPFD_CLOEXEC as usize, low as usize, 0, 0])? as RawFd;
+        if !script.moves.iter().any(|this| this.to == lifted) {
+            return Ok(lifted);
+        }
+        low = lifted.wrapping_add(1);
+    }
 }
 
 fn perform(act: &Act) -> Result<(), i32> {

@@ -53,6 +53,12 @@ pub(crate) fn is_null_device(fd: RawFd) -> bool {
     })
 }
 
+/// Whether this number is open. fcntl(2).
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: any number but -1 may be asked; at worst the answer is EBADF. It is not kept beyond the call.
+    fd >= 0 && rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
+}
+
 /// Which calls are there.
 pub(crate) struct Probed {
     pub(crate) clone3: bool,
