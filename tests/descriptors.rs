@@ -1,5 +1,5 @@
-//! Which descriptors a child has: 0, 1, 2 and those it was given, each the right one, whatever their numbers here; told by the kernel's own
-//! view of the child. Knows the public API and `/proc`.
+//! The promise that a child has 0, 1, 2 and what it was given, each the right one, whatever their numbers here, and nothing else; told by
+//! the kernel's own view of the child. Some of group C of the scenarios by number. Knows the public API and `/proc`.
 
 mod common;
 
