@@ -291,7 +291,7 @@ impl Context {
         self.0.deadline
     }
 
-    /// Cancels it when the guard is dropped.
+    /// A guard that cancels it when it is dropped; Go's `defer cancel()`.
     pub fn drop_guard(&self) -> DropGuard {
         DropGuard(Some(self.clone()))
     }

@@ -13,9 +13,9 @@ const SIGNAL_MAX: i32 = 64;
 macro_rules! signals {
     ($($name:ident $description:literal,)*) => {
         /// The POSIX names, with Linux's numbers for this architecture.
-        #[allow(missing_docs)]
         impl Signal {
-            $(pub const $name: Signal = Signal::known(libc::$name);)*
+            $(#[doc = concat!("“", $description, "”")]
+            pub const $name: Signal = Signal::known(libc::$name);)*
         }
 
         const NAMES: &[(Signal, &str, &str)] = &[$((Signal::$name, stringify!($name), $description),)*];
