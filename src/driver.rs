@@ -65,9 +65,14 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         // A forked copy: the thread and its children are the parent's.
-        if self.seat.core.is_ours() {
-            self.seat.core.orphan();
+        if !self.seat.core.is_ours() {
+            return;
         }
+        // Before its thread hears of it: whoever shuts the default driver down next means these children, too.
+        if let (true, Ok(heir)) = (self.seat.core.live() > 0, Seat::default()) {
+            heir.core.take_over(&self.seat.core);
+        }
+        self.seat.core.orphan();
     }
 }
 
@@ -119,17 +124,19 @@ impl Seat {
 
     fn replace_default(known: Option<&'static Seat>) -> Result<&'static Seat> {
         let (seat, turning) = Seat::new()?;
-        if DEFAULT.replace(known, Box::new(seat)) {
-            let core = turning.core().clone();
-            // Whoever found the seat meanwhile is told that nobody will turn it.
-            start_thread(turning).inspect_err(|_| core.die())?;
+        let core = seat.core.clone();
+        // The thread first: a seat that others can find has somebody who turns its loop, and is never given back.
+        start_thread(turning)?;
+        if !DEFAULT.replace(known, Box::new(seat)) {
+            // Somebody else was first: ours ends.
+            core.orphan();
         }
         Seat::default()
     }
 
     fn shutdown(&self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
         let core = &self.core;
-        shut_down(core, grace, kill_after, |until| core.wait_until_empty(Some(until)))
+        shut_down(core, grace, kill_after, |until| core.wait_until_empty(until))
     }
 }
 
@@ -180,10 +187,14 @@ fn leave_to_default(turning: Loop) {
     }
     turning.core().orphan();
     if turning.is_idle() {
+        if let Some(heir) = DEFAULT.get() {
+            heir.core.forget(turning.core());
+        }
         return;
     }
     match Seat::default() {
         Ok(seat) => {
+            seat.core.take_over(turning.core());
             seat.inbox.push(turning);
             seat.core.wake();
         }

@@ -2,9 +2,18 @@
 
 mod common;
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{self, Waker};
+use std::thread;
 use std::time::Duration;
 
-use common::{SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready, threads};
+use common::{
+    SOON, beside, children_of_ours, eventually, exists, in_own_process, open_descriptors, rounds, sh, spawn_ready,
+    thread_sleeps, threads,
+};
 use pidloop::{Cancel, Cause, Command, Context, Driver, ErrorKind, Reactor, Signal, Stdio};
 
 /// Forks, runs `f` in the copy, and says whether that came through.
@@ -80,6 +89,49 @@ fn a_forked_copy_is_inert_and_can_start_afresh() {
         drop((driver, reactor));
         assert_eq!(children_of_ours(), []);
     });
+}
+
+/// The locks that other threads hold are held in the copy for ever.
+#[test]
+fn a_copy_forked_at_any_moment_never_hangs() {
+    in_own_process("a_copy_forked_at_any_moment_never_hangs", || {
+        let child = sh("exec sleep 60").stdin(Stdio::piped()).stdout(Stdio::captured()).spawn().unwrap();
+        let mut reactor = Reactor::new().unwrap();
+        let id = reactor.spawn(&sh("exec sleep 60")).unwrap();
+        let remote = reactor.remote();
+        let over = AtomicBool::new(false);
+        let busy = |f: &(dyn Fn() + Sync)| {
+            while !over.load(Ordering::SeqCst) {
+                f();
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| busy(&|| assert!(child.try_wait().unwrap().is_none())));
+            scope.spawn(|| busy(&|| remote.signal(id, Signal::SIGCONT).unwrap()));
+            let all = (0..rounds(200)).all(|_| {
+                in_forked_copy(std::panic::AssertUnwindSafe(|| {
+                    // SAFETY: alarm(2): ends the copy if it hangs.
+                    unsafe { libc::alarm(10) };
+                    assert_ne!(child.id(), 0);
+                    assert!(child.take_stdin().is_none() && child.take_stdout().is_none());
+                    assert!(poll_once(child.wait_async()).is_ready());
+                    assert_eq!((reactor.len(), reactor.is_empty(), reactor.next_timeout()), (0, true, None));
+                    assert!(reactor.next_exit().is_none());
+                    assert_eq!(remote.kill(id).unwrap_err().kind(), ErrorKind::Forked);
+                    assert!(!format!("{child:?} {reactor:?}").is_empty());
+                }))
+            });
+            over.store(true, Ordering::SeqCst);
+            assert!(all);
+        });
+        child.kill().unwrap();
+        reactor.kill(id).unwrap();
+        child.wait().unwrap();
+    });
+}
+
+fn poll_once<T>(future: impl Future<Output = T>) -> task::Poll<T> {
+    pin!(future).poll(&mut task::Context::from_waker(Waker::noop()))
 }
 
 #[test]
@@ -209,5 +261,126 @@ fn dropping_handles_in_any_order_leaves_no_zombie() {
         drop(ctx);
         drop(first);
         eventually("both are reaped", || children_of_ours().is_empty());
+    });
+}
+
+/// Its last child is not reaped by any loop.
+#[test]
+fn a_loop_that_was_taken_over_is_given_back_with_its_last_child() {
+    in_own_process("a_loop_that_was_taken_over_is_given_back_with_its_last_child", || {
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        let (before, threads_before) = (open_descriptors(), threads());
+        let driver = Driver::new().unwrap();
+        let child = driver.spawn(&sh("exec sleep 60")).unwrap();
+        drop(driver);
+        eventually("its thread ends", || threads() == threads_before);
+        let exit = beside(
+            "waiter",
+            || child.wait(),
+            || {
+                eventually("somebody waits", || thread_sleeps("waiter"));
+                child.kill().unwrap();
+            },
+        );
+        assert_eq!(exit.unwrap().signal(), Some(Signal::SIGKILL));
+        drop(child);
+        eventually("its descriptors are closed", || open_descriptors() == before);
+    });
+}
+
+#[test]
+fn the_default_shutdown_ends_what_was_taken_over() {
+    in_own_process("the_default_shutdown_ends_what_was_taken_over", || {
+        let driver = Driver::new().unwrap();
+        let child = driver.spawn(&sh("exec sleep 60")).unwrap();
+        let mut reactor = Reactor::new().unwrap();
+        reactor.spawn(&sh("exec sleep 60")).unwrap();
+        drop(driver);
+        drop(reactor);
+        assert!(pidloop::shutdown(Duration::ZERO, SOON).is_empty());
+        assert_eq!(children_of_ours(), []);
+        assert_eq!(child.wait().unwrap().cause(), Some(&Cause::ShutDown));
+    });
+}
+
+#[test]
+fn shutdowns_from_many_threads_while_others_spawn() {
+    in_own_process("shutdowns_from_many_threads_while_others_spawn", || {
+        let driver = Driver::new().unwrap();
+        let children = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    loop {
+                        match driver.spawn(Command::new("sleep").arg("3600")) {
+                            Ok(child) => children.lock().unwrap().push(child),
+                            Err(error) if error.kind() == ErrorKind::ShutDown => return,
+                            // It was between clone and exec.
+                            Err(error) => assert_eq!(error.cause(), Some(&Cause::ShutDown), "{error}"),
+                        }
+                    }
+                });
+            }
+            eventually("they spawn", || children.lock().unwrap().len() >= 30);
+            for _ in 0..3 {
+                scope.spawn(|| assert!(driver.shutdown(Duration::from_millis(1), SOON).is_empty()));
+            }
+        });
+        assert!(driver.shutdown(SOON, SOON).is_empty());
+        assert_eq!(children_of_ours(), []);
+        for child in children.into_inner().unwrap() {
+            assert_eq!(child.wait().unwrap().cause(), Some(&Cause::ShutDown));
+        }
+    });
+}
+
+/// A reactor is dropped while others spawn into it and its context is cancelled: none of its children is lost.
+#[test]
+fn spawns_that_race_the_drop_of_a_reactor_lose_nothing() {
+    in_own_process("spawns_that_race_the_drop_of_a_reactor_lose_nothing", || {
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        let before = open_descriptors().len();
+        for round in 0..rounds(40) {
+            let reactor = Reactor::new().unwrap();
+            let ctx = Context::new();
+            let mut command = Command::new("sleep");
+            command.arg("3600").context(&ctx).stdout(Stdio::captured());
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    let (remote, command) = (reactor.remote(), &command);
+                    scope.spawn(move || while remote.spawn(command).is_ok() {});
+                }
+                eventually("some run", || children_of_ours().len() > round / 4);
+                if round % 2 == 0 {
+                    scope.spawn(|| ctx.cancel());
+                }
+                drop(reactor);
+            });
+            ctx.cancel();
+        }
+        eventually("all are stopped, reaped and forgotten", || {
+            children_of_ours().is_empty() && open_descriptors().len() == before
+        });
+    });
+}
+
+#[test]
+fn a_default_driver_that_cannot_start_leaks_nothing() {
+    in_own_process("a_default_driver_that_cannot_start_leaks_nothing", || {
+        // SAFETY: setresuid(2): limits do not hold for root; this process is the test's own.
+        unsafe { libc::setresuid(65534, 65534, 65534) };
+        pidloop::init().unwrap();
+        let before = open_descriptors();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nproc);
+        let none = rustix::process::Rlimit { current: Some(0), maximum: limit.maximum };
+        rustix::process::setrlimit(rustix::process::Resource::Nproc, none).unwrap();
+        for _ in 0..10 {
+            let error = Command::new("true").spawn().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoProcessSlots, "{error}");
+            assert_eq!(Driver::new().unwrap_err().kind(), ErrorKind::NoProcessSlots);
+        }
+        assert_eq!(open_descriptors(), before);
+        rustix::process::setrlimit(rustix::process::Resource::Nproc, limit).unwrap();
+        Command::new("true").run().unwrap();
     });
 }

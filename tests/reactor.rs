@@ -6,7 +6,10 @@ use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use common::{SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, threads};
+use common::{
+    SOON, beside, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, suspend_exec,
+    thread_sleeps, threads,
+};
 use pidloop::{Cause, Command, Context, Ended, ErrorKind, Reactor, Signal, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
@@ -226,6 +229,64 @@ fn a_turn_is_bounded_and_an_edge_triggered_outer_loop_hears_of_the_rest() {
         }
     };
     assert_eq!(ended.into_output().stdout.len(), 8_000_000);
+}
+
+/// More of them than one turn stops.
+#[test]
+fn a_cancel_in_slices_is_heard_by_an_edge_triggered_outer_loop() {
+    const CHILDREN: usize = 2500;
+    let mut reactor = Reactor::new().unwrap();
+    let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    epoll::add(&outer, &reactor, epoll::EventData::new_u64(1), epoll::EventFlags::IN | epoll::EventFlags::ET).unwrap();
+    let ctx = Context::new();
+    let mut command = Command::new("sleep");
+    command.arg("3600").context(&ctx).stdin(Stdio::null());
+    for _ in 0..CHILDREN {
+        reactor.spawn(&command).unwrap();
+    }
+    ctx.cancel();
+    let mut events = [epoll::Event { flags: epoll::EventFlags::IN, data: epoll::EventData::new_u64(0) }; 4];
+    let mut ended = 0;
+    while ended < CHILDREN {
+        let n = epoll::wait(&outer, &mut events[..], Some(&Timespec { tv_sec: 20, tv_nsec: 0 })).unwrap();
+        assert!(n > 0, "the outer loop hears nothing of {} children", CHILDREN - ended);
+        reactor.turn(Some(Duration::ZERO)).unwrap();
+        while let Some(child) = reactor.next_exit() {
+            assert_eq!(child.exit().cause(), Some(&Cause::Cancelled));
+            ended += 1;
+        }
+    }
+}
+
+/// A child that is being started counts as not reported; if it comes to nothing the loop comes round.
+#[test]
+fn a_spawn_that_fails_elsewhere_ends_a_turn() {
+    in_own_process("a_spawn_that_fails_elsewhere_ends_a_turn", || {
+        let garbage = std::env::temp_dir().join(format!("pidloop-{}-garbage", std::process::id()));
+        std::fs::write(&garbage, "\u{1}\u{2}garbage").unwrap();
+        std::fs::set_permissions(&garbage, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let suspended = suspend_exec(&garbage);
+        let mut reactor = Reactor::new().unwrap();
+        let remote = reactor.remote();
+        std::thread::scope(|scope| {
+            let spawning = scope.spawn(|| remote.spawn(&Command::new(&garbage)));
+            eventually("it is being started", || reactor.len() == 1);
+            beside(
+                "turner",
+                || {
+                    while !reactor.is_empty() {
+                        reactor.turn(None).unwrap();
+                    }
+                },
+                || {
+                    eventually("the loop sleeps", || thread_sleeps("turner"));
+                    drop(suspended);
+                },
+            );
+            assert_eq!(spawning.join().unwrap().unwrap_err().kind(), ErrorKind::Exec);
+        });
+        std::fs::remove_file(garbage).unwrap();
+    });
 }
 
 #[test]

@@ -65,8 +65,12 @@ pub(crate) struct Tables {
     state: State,
     /// The owner of the loop is gone.
     orphaned: bool,
-    ended: VecDeque<(Token, Arc<Cell>)>,
+    /// Done and not asked for yet: in order, and by name.
+    ended: VecDeque<Token>,
+    ended_cells: HashMap<Token, Arc<Cell>>,
     unreported: usize,
+    /// The tables of loops that were taken over from owners who are gone.
+    taken_over: Vec<Arc<Core>>,
     /// Contexts that left, to be dropped when the lock is gone: the last reference to one may be ours, and what waits for it the
     /// caller's.
     left: Vec<ContextSlot>,
@@ -101,6 +105,8 @@ struct ContextSlot {
     parent: Option<u32>,
     deadline: Option<Instant>,
     listening: Option<ListenKey>,
+    /// It has ended and the loop goes through its children. Once: who enters from now on reads its flag.
+    stopping: bool,
 }
 
 impl Core {
@@ -122,7 +128,9 @@ impl Core {
                 state: State::Open,
                 orphaned: false,
                 ended: VecDeque::new(),
+                ended_cells: HashMap::new(),
                 unreported: 0,
+                taken_over: Vec::new(),
                 left: Vec::new(),
             }),
             left: Condvar::new(),
@@ -179,7 +187,8 @@ impl Core {
         let ended = {
             let mut tables = self.tables();
             tables.orphaned = true;
-            std::mem::take(&mut tables.ended)
+            tables.ended.clear();
+            std::mem::take(&mut tables.ended_cells)
         };
         // Cells are dropped outside the lock: what a user gave them may be dropped with them.
         drop(ended);
@@ -200,7 +209,8 @@ impl Core {
     pub(crate) fn report(&self, token: Token, cell: &Arc<Cell>) {
         let mut tables = self.tables();
         if self.collects && !tables.orphaned {
-            tables.ended.push_back((token, cell.clone()));
+            tables.ended.push_back(token);
+            tables.ended_cells.insert(token, cell.clone());
         }
     }
 
@@ -209,19 +219,19 @@ impl Core {
             return None;
         }
         let mut tables = self.tables();
-        let next = tables.ended.pop_front()?;
+        let token = tables.ended.pop_front()?;
         tables.unreported -= 1;
-        Some(next)
+        tables.ended_cells.remove(&token).map(|cell| (token, cell))
     }
 
     /// A child that is done and not asked for yet.
     pub(crate) fn ended(&self, token: Token) -> Option<Arc<Cell>> {
-        self.tables().ended.iter().find(|(other, _)| *other == token).map(|(_, cell)| cell.clone())
+        self.tables().ended_cells.get(&token).cloned()
     }
 
     /// How many children were started and not asked for yet.
     pub(crate) fn unreported(&self) -> usize {
-        self.tables().unreported
+        if self.is_ours() { self.tables().unreported } else { 0 }
     }
 
     pub(crate) fn check_ours(&self) -> Result<()> {
@@ -279,11 +289,11 @@ impl Core {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.tables().timers.next()
+        if self.is_ours() { self.tables().timers.next() } else { None }
     }
 
-    /// Takes what is due; sets the timerfd for what is not.
-    pub(crate) fn take_due(&self, due: &mut Vec<Alarm>) {
+    /// Takes at most so much of what is due; sets the timerfd for the rest, at once for what is due already.
+    pub(crate) fn take_due(&self, due: &mut Vec<Alarm>, at_most: usize) {
         let mut tables = self.tables();
         if tables.armed.is_none() {
             return;
@@ -292,9 +302,7 @@ impl Core {
         if tables.armed.is_some_and(|at| at > now) {
             return;
         }
-        while let Some(alarm) = tables.timers.pop_due(now) {
-            due.push(alarm);
-        }
+        due.extend(std::iter::from_fn(|| tables.timers.pop_due(now)).take(at_most));
         tables.armed = tables.timers.next();
         if let Some(at) = tables.armed {
             self.set_timer(at);
@@ -307,9 +315,8 @@ impl Core {
         let value =
             Timespec { tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX / 4), tv_nsec: wait.subsec_nanos().into() };
         let spec = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec) {
-            log::error!("pidloop: timerfd_settime: {error}");
-        }
+        // A timerfd and a time that is in range: there is nothing it could refuse.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec);
     }
 
     // ── children ──
@@ -364,12 +371,21 @@ impl Core {
     pub(crate) fn withdraw(&self, token: Token) {
         self.tables().unreported -= 1;
         self.leave(token);
+        if self.collects {
+            // Its owner may turn until all are reported, and this one never will be.
+            self.wake();
+        }
     }
 
     /// Takes a child out of the slabs and out of its contexts' lists.
     pub(crate) fn leave(&self, token: Token) {
-        let left = self.with(|tables| tables.leave(self, token));
+        let (left, was_last) =
+            self.with(|tables| (tables.leave(self, token), tables.state != State::Open && tables.children.is_empty()));
         self.left.notify_all();
+        if was_last {
+            // Whoever turns the loop until it is empty may sleep in it: not every child is reaped by the loop.
+            self.wake();
+        }
         // The last reference to a cell may be this one; what it holds is dropped outside the lock.
         drop(left);
     }
@@ -396,21 +412,42 @@ impl Core {
         self.tables().children.len()
     }
 
-    /// Sleeps until no child is left or the time has come; says whether none is left.
-    pub(crate) fn wait_until_empty(&self, until: Option<Instant>) -> bool {
+    /// Sleeps until no child is left or the time has come; says whether none is left. With those of the loops it has taken over.
+    pub(crate) fn wait_until_empty(&self, until: Instant) -> bool {
         let mut tables = self.tables();
         while !tables.children.is_empty() {
-            let Some(until) = until else {
-                tables = self.left.wait(tables).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
             tables = self.left.wait_timeout(tables, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
+        let taken_over = tables.taken_over.clone();
+        drop(tables);
+        taken_over.iter().all(|core| core.wait_until_empty(until))
+    }
+
+    // ── loops that were taken over ──
+
+    /// The owner of `core` is gone; its children are counted as ours from now on.
+    pub(crate) fn take_over(&self, core: &Arc<Core>) {
+        let mut tables = self.tables();
+        if !tables.taken_over.iter().any(|other| Arc::ptr_eq(other, core)) {
+            tables.taken_over.push(core.clone());
+        }
+    }
+
+    /// Nothing is left of it.
+    pub(crate) fn forget(&self, core: &Arc<Core>) {
+        self.tables().taken_over.retain(|other| !Arc::ptr_eq(other, core));
+    }
+
+    /// The children, as they are now, with those of the loops it has taken over.
+    pub(crate) fn all_children(&self) -> Vec<Arc<Cell>> {
+        let taken_over = self.tables().taken_over.clone();
+        let mut cells = self.children();
+        cells.extend(taken_over.iter().flat_map(|core| core.all_children()));
+        cells
     }
 
     // ── contexts ──
@@ -451,7 +488,13 @@ impl Core {
         });
     }
 
-    /// The next children of a context, from `cursor` on: at most `at_most`; says where to go on, if there are more.
+    /// A context has ended; says whether the loop has yet to go through its children.
+    pub(crate) fn begin_stopping(&self, token: Token) -> bool {
+        self.tables().context_slot(token).is_some_and(|entry| !std::mem::replace(&mut entry.stopping, true))
+    }
+
+    /// The children of a context at the next `at_most` places, from `cursor` on; says where to go on, if there are more places: also
+    /// empty ones are work, and a context may have had many more children than it has.
     ///
     /// A child that enters behind the cursor is not missed: it reads the context's flag after entering, and the flag is set.
     pub(crate) fn members(
@@ -461,36 +504,42 @@ impl Core {
         at_most: usize,
         cells: &mut Vec<Arc<Cell>>,
     ) -> Option<usize> {
-        let mut tables = self.tables();
-        let tables = &mut *tables;
+        let tables = self.tables();
         let entry = tables.contexts.get(token.slot as usize).filter(|c| c.generation == token.generation)?;
-        let capacity = entry.members.capacity();
-        let mut at = cursor;
-        while at < capacity {
-            if cells.len() == at_most {
-                return Some(at);
-            }
-            if let Some(slot) = entry.members.get(at) {
-                cells.push(tables.children[*slot as usize].cell.clone());
-            }
-            at += 1;
-        }
-        None
+        let end = entry.members.capacity().min(cursor + at_most);
+        let slots = (cursor..end).filter_map(|place| entry.members.get(place));
+        cells.extend(slots.map(|slot| tables.children[*slot as usize].cell.clone()));
+        (end < entry.members.capacity()).then_some(end)
     }
 
-    /// Puts everything into the epoll set anew, so that every edge the former loop may have swallowed comes again.
+    /// Puts everything into the epoll set and the timers anew, so that every edge and every deadline the former loop may have
+    /// swallowed comes again. To those that had come through it changes nothing.
     pub(crate) fn register_all_again(&self) {
         for cell in self.children() {
             cell.register_again();
         }
-        let tables = self.tables();
-        for (slot, entry) in &tables.contexts {
-            if let Ok(fd) = entry.context.eventfd() {
-                self.deregister(fd);
-                let _ = self.register(fd, Token::new(Kind::Context, entry.generation, slot as u32), Interest::READABLE);
+        let mut tables = self.tables();
+        let Tables { children, contexts, timers, .. } = &mut *tables;
+        for (slot, child) in children.iter() {
+            if let Some(at) = child.deadline {
+                timers.arm(at, (Token::new(Kind::Child, child.generation, slot as u32), Clock::Deadline));
             }
         }
-        if let Some(at) = tables.timers.next() {
+        for (slot, entry) in contexts.iter_mut() {
+            let token = Token::new(Kind::Context, entry.generation, slot as u32);
+            entry.stopping = false;
+            for (fd, kind) in [(entry.context.eventfd().ok(), Kind::Context), (entry.context.source(), Kind::Source)] {
+                let Some(fd) = fd else { continue };
+                self.deregister(fd);
+                // It was there a moment ago: its place in the kernel's memory is free again.
+                let _ = self.register_readable(fd, token.of_kind(kind));
+            }
+            if let Some(at) = entry.deadline {
+                timers.arm(at, (token, Clock::Deadline));
+            }
+        }
+        tables.armed = tables.timers.next();
+        if let Some(at) = tables.armed {
             self.set_timer(at);
         }
     }
@@ -613,6 +662,7 @@ impl Tables {
             parent: None,
             deadline,
             listening,
+            stopping: false,
         });
         if let Some(at) = deadline {
             self.arm(core, at, (token, Clock::Deadline));

@@ -318,25 +318,22 @@ pub(crate) fn shut_down(
     if wait(in_time(grace)) {
         return Vec::new();
     }
-    for cell in core.children() {
+    for cell in core.all_children() {
         cell.stop(Cause::ShutDown);
     }
     if wait(in_time(kill_after)) {
         return Vec::new();
     }
-    for cell in core.children() {
-        cell.kill_stopping(Cause::ShutDown);
-    }
-    let mut left = core.live();
+    let mut left = core.all_children();
+    left.iter().for_each(|cell| cell.kill_stopping(Cause::ShutDown));
     while !wait(in_time(STUCK)) {
-        let now_left = core.live();
-        if now_left == left {
+        let left_before = std::mem::replace(&mut left, core.all_children()).len();
+        if left.len() == left_before {
             break;
         }
-        left = now_left;
     }
     let survivor = |cell: &Arc<Cell>| Survivor { pid: cell.pid(), command: cell.label.clone() };
-    core.children().iter().map(survivor).collect()
+    core.all_children().iter().map(survivor).collect()
 }
 
 fn in_time(span: Duration) -> Instant {

@@ -21,6 +21,8 @@ use crate::token::{Kind, Token};
 const EVENTS_TURN_MAX: usize = 1024;
 /// How many children of cancelled contexts one turn stops.
 const STOPS_TURN_MAX: usize = 1024;
+/// How many deadlines one turn serves.
+const ALARMS_TURN_MAX: usize = 1024;
 /// How many pipes one turn serves; each has a budget of its own.
 const PIPES_TURN_MAX: usize = 64;
 
@@ -188,11 +190,8 @@ impl Loop {
 
     fn serve_contexts(&mut self) {
         for token in self.batch.contexts.drain(..) {
-            let Some(context) = self.core.context(token) else {
-                continue;
-            };
-            let known = self.cancelling.iter().any(|(other, _)| *other == token);
-            if context.look().is_some() && !known {
+            let has_ended = self.core.context(token).is_some_and(|context| context.look().is_some());
+            if has_ended && self.core.begin_stopping(token) {
                 self.cancelling.push_back((token, 0));
             }
         }
@@ -202,9 +201,13 @@ impl Loop {
     /// Kills them all first, a slice a turn, and reaps in the ordinary course; never kill one, wait for one.
     fn stop_members(&mut self) {
         let mut left = STOPS_TURN_MAX;
-        while let Some((token, cursor)) = self.cancelling.pop_front() {
+        while left > 0 {
+            let Some((token, cursor)) = self.cancelling.pop_front() else {
+                return;
+            };
             let next = self.core.members(token, cursor, left, &mut self.batch.cells);
-            left -= self.batch.cells.len();
+            // A context without children is work, too.
+            left = left.saturating_sub(1 + self.batch.cells.len());
             if let Some(cause) = self.core.context(token).and_then(|context| context.look()) {
                 for cell in self.batch.cells.drain(..) {
                     cell.stop(cause.clone());
@@ -219,7 +222,7 @@ impl Loop {
     }
 
     fn serve_deadlines(&mut self) {
-        self.core.take_due(&mut self.batch.due);
+        self.core.take_due(&mut self.batch.due, ALARMS_TURN_MAX);
         for (token, clock) in self.batch.due.drain(..) {
             if token.kind == Kind::Context {
                 // The look finds the deadline passed, cancels, and that is an event of its own.
@@ -261,7 +264,14 @@ impl Loop {
                     self.batch.nested.push(token);
                 }
                 // No memory for one more epoll entry: it keeps its children, in a thread of its own.
-                Err(_) => crate::helpers::run(Box::new(move || orphan.turn_to_the_end())),
+                Err(_) => {
+                    let heir = self.core.clone();
+                    crate::helpers::run(Box::new(move || {
+                        let core = orphan.core.clone();
+                        orphan.turn_to_the_end();
+                        heir.forget(&core);
+                    }));
+                }
             }
         }
     }
@@ -279,6 +289,7 @@ impl Loop {
             if inner.is_idle() || inner.core.is_dead() {
                 let inner = self.adopted.remove(slot);
                 self.core.deregister(inner.core.epoll());
+                self.core.forget(&inner.core);
             }
         }
     }

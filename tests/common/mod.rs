@@ -127,3 +127,33 @@ pub fn spawn_ready(command: &mut Command) -> (Child, ChildStdout) {
     }
     (child, stdout)
 }
+
+/// Whoever executes this file is suspended in `execve` until the file returned is closed: a write lease, which opening it has to break.
+/// fcntl(2). In a process of its own: the kernel sends SIGIO.
+pub fn suspend_exec(program: &Path) -> File {
+    let file = File::open(program).unwrap();
+    // SAFETY: SIG_IGN is no handler; a descriptor of ours and integers.
+    let leased = unsafe {
+        libc::signal(libc::SIGIO, libc::SIG_IGN);
+        libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_SETLEASE, libc::F_WRLCK)
+    };
+    assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
+    file
+}
+
+/// Whether the thread of this process with that name sleeps.
+pub fn thread_sleeps(name: &str) -> bool {
+    std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+        stat.contains(&format!("({name}) S "))
+    })
+}
+
+/// Runs `f` on a thread with this name, while `meanwhile` runs here.
+pub fn beside<T: Send>(name: &str, f: impl FnOnce() -> T + Send, meanwhile: impl FnOnce()) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name.into()).spawn_scoped(scope, f).unwrap();
+        meanwhile();
+        thread.join().unwrap()
+    })
+}
