@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use crate::command::Command;
 use crate::driver::{Driver, default_core};
 use crate::error::{Error, Result};
 use crate::exit::{Captured, Exit, Output, Verdict};
-use crate::reactor::cell::Cell;
+use crate::reactor::cell::{Cell, WakeKey};
 use crate::reactor::core::Core;
 use crate::reactor::start::{Defaults, Manner, start};
 use crate::signal::Signal;
@@ -208,11 +209,7 @@ impl Child {
     /// Dropping the future changes nothing; the child runs on.
     pub fn wait_async(&self) -> impl Future<Output = Result<Exit>> + Send + '_ {
         self.cell.close_untaken_stdin();
-        // In a forked copy the lock may be held for ever: who asks there is told by `try_wait`.
-        std::future::poll_fn(|cx| match self.cell.check_ours().is_ok() && self.cell.wake_at_exit(cx.waker()) {
-            true => Poll::Pending,
-            false => Poll::Ready(self.try_wait().and_then(sure)),
-        })
+        Ending::new(&self.cell, false)
     }
 
     /// Waits until it is dead and its captured or piped streams are complete or cut, and gives what it wrote. As
@@ -283,6 +280,39 @@ impl Child {
     }
 }
 
+/// Waits for a death, or (`streams`) until the streams are done, too.
+#[derive(Debug)]
+struct Ending {
+    cell: Arc<Cell>,
+    streams: bool,
+    key: Option<WakeKey>,
+}
+
+impl Ending {
+    fn new(cell: &Arc<Cell>, streams: bool) -> Ending {
+        Ending { cell: cell.clone(), streams, key: None }
+    }
+}
+
+impl Future for Ending {
+    type Output = Result<Exit>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<Exit>> {
+        let this = &mut *self;
+        // In a forked copy the lock may be held for ever: who asks there is told by `try_wait`.
+        if this.cell.check_ours().is_ok() && this.cell.wake_when(this.streams, &mut this.key, cx.waker()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(this.cell.try_wait().and_then(sure))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.key.into_iter().for_each(|key| self.cell.forget_waker(key));
+    }
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
         self.cell.abandon();
@@ -291,6 +321,6 @@ impl Drop for Child {
 
 impl fmt::Debug for Child {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Child").field("id", &self.cell.pid_unlocked()).field("command", &self.cell.label).finish()
+        f.debug_struct("Child").field("id", &self.cell.pid()).field("command", &self.cell.label).finish()
     }
 }

@@ -20,6 +20,7 @@ use crate::helpers;
 use crate::signal::Signal;
 use crate::sys::process::generation;
 use crate::sys::sigwatch::Watch;
+use crate::tell::{Level, tell};
 
 /// Which event of a descriptor counts, for [`Context::from_fd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +125,7 @@ impl Tell {
             // A waker is somebody else's code.
             Tell::Wake(waker) => {
                 if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                    log::warn!("pidloop: a waker panicked");
+                    tell(Level::Warn, format_args!("a waker panicked"));
                 }
             }
             Tell::Call(call) => helpers::run(call),

@@ -16,6 +16,7 @@ use crate::reactor::core::Core;
 use crate::reactor::{Inbox, Loop, Reactor, Survivor, shut_down};
 use crate::sys::Leaked;
 use crate::sys::process::with_signals_blocked;
+use crate::tell::{Level, tell};
 use crate::token::Token;
 
 /// A reactor thread of its own, for programs that want their children apart.
@@ -154,15 +155,15 @@ fn run(mut turning: Loop) {
         match catch_unwind(AssertUnwindSafe(|| turn_until_orphaned(&mut turning))) {
             Ok(Ok(())) => return leave_to_default(turning),
             Ok(Err(error)) => {
-                log::error!("pidloop: the reactor thread ends: {error}");
+                tell(Level::Error, format_args!("the reactor thread ends: {error}"));
                 return turning.die();
             }
             Err(_) if replaced => {
-                log::error!("pidloop: the reactor thread panicked again and ends");
+                tell(Level::Error, format_args!("the reactor thread panicked again and ends"));
                 return turning.die();
             }
             Err(_) => {
-                log::error!("pidloop: the reactor thread panicked and starts again");
+                tell(Level::Error, format_args!("the reactor thread panicked and starts again"));
                 replaced = true;
                 turning.recover();
             }
@@ -199,7 +200,7 @@ fn leave_to_default(turning: Loop) {
             seat.core.wake();
         }
         Err(error) => {
-            log::warn!("pidloop: the default driver cannot take over ({error}): a helper thread does");
+            tell(Level::Warn, format_args!("the default driver cannot take over ({error}): a helper thread does"));
             crate::helpers::run(Box::new(move || turning.turn_to_the_end()));
         }
     }
@@ -222,7 +223,7 @@ impl Watch {
             Ok(Watch { core, token: core.watch(context)? })
         };
         // Without it an explicit cancel is still noticed.
-        watch().inspect_err(|error| log::warn!("pidloop: a context is not watched: {error}")).ok()
+        watch().inspect_err(|error| tell(Level::Warn, format_args!("a context is not watched: {error}"))).ok()
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::sys::Leaked;
 use crate::sys::process::{generation, with_signals_blocked};
+use crate::tell::{Level, tell};
 
 /// How many of them there are at most. A closure that blocks for ever takes one of them away.
 const HELPERS_MAX: usize = 16;
@@ -45,7 +46,7 @@ pub(crate) fn run(job: Job) {
         let helper = || thread::Builder::new().name("pidloop-helper".into()).spawn(move || pool.help());
         if let Err(error) = with_signals_blocked(helper) {
             pool.state().threads -= 1;
-            log::error!("pidloop: no helper thread: {error}: a closure waits for the next one");
+            tell(Level::Error, format_args!("no helper thread: {error}: a closure waits for the next one"));
         }
     }
 }
@@ -73,7 +74,7 @@ impl Pool {
             if let Some(job) = state.queue.pop_front() {
                 drop(state);
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                    log::warn!("pidloop: a caller's closure panicked");
+                    tell(Level::Warn, format_args!("a caller's closure panicked"));
                 }
                 state = self.state();
                 continue;

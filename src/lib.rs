@@ -28,6 +28,7 @@ mod spawn;
 mod spawner;
 mod stdio;
 mod sys;
+mod tell;
 mod timer;
 mod token;
 

@@ -19,6 +19,7 @@ use crate::process::{self, WaitMode};
 use crate::sys::birth::{self, Act, Manner, Move, Outcome, Script, Strings, Sweep, Table};
 use crate::sys::dumpable;
 use crate::sys::process::Published;
+use crate::tell::{Level, tell};
 
 /// Where our long-lived descriptors go: the kernel copies a table in words of 64, so that what is below costs a spawn nothing.
 const RAISED_FROM: RawFd = 64;
@@ -216,7 +217,7 @@ fn clone_stage(plan: &Plan<'_>) -> Stage {
 /// A half-made child: it has exited, or is about to.
 fn bury(pidfd: OwnedFd, published: &Published) {
     if let Err(error) = process::reap(pidfd.as_fd(), WaitMode::Block) {
-        log::error!("pidloop: a child that failed to start was not reaped: {error}");
+        tell(Level::Error, format_args!("a child that failed to start was not reaped: {error}"));
     }
     published.withdraw(|| drop(pidfd));
 }

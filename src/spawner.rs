@@ -9,6 +9,7 @@ use std::thread;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::sys::Leaked;
 use crate::sys::process::{generation, with_signals_blocked};
+use crate::tell::{Level, tell};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -50,7 +51,7 @@ fn current() -> Result<&'static Spawner> {
         let main = move || {
             for job in jobs {
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                    log::error!("pidloop: a spawn panicked");
+                    tell(Level::Error, format_args!("a spawn panicked"));
                 }
             }
         };

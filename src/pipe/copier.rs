@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::stdio::Claim;
 use crate::sys::Leaked;
 use crate::sys::process::{generation, with_signals_blocked, write_without_sigpipe};
+use crate::tell::{Level, tell};
 
 /// How many of these threads there are at most, those included that were left behind.
 const COPIERS_MAX: usize = 1024;
@@ -240,7 +241,7 @@ impl Copier {
             drop(value);
             Ok(())
         }) {
-            log::warn!("pidloop: {error} while it was dropped");
+            tell(Level::Warn, format_args!("{error} while it was dropped"));
         }
         told.ended();
     }

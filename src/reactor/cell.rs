@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::process::{self, Reaped, Scope, WaitMode};
 use crate::signal::Signal;
 use crate::stdio::Limit;
 use crate::sys::process::Published;
+use crate::tell::{Level, tell};
 use crate::timer::Clock;
 use crate::token::{Kind, Token};
 
@@ -45,6 +47,8 @@ pub(crate) struct Cell {
     pub(crate) label: Arc<str>,
     /// The pidfd's number, written by the kernel before the child runs: its creator is suspended until the exec.
     pub(crate) published: Published,
+    /// 0 before it is born. Not under the lock, which may be held for ever in a forked copy.
+    pid: AtomicU32,
     life: Mutex<Life>,
     /// Signalled at the death and when the streams are done.
     changed: Condvar,
@@ -71,7 +75,6 @@ pub(crate) struct Life {
     pub(crate) owner: Owner,
     /// Its place in the tables, until it leaves them.
     token: Option<Token>,
-    pid: u32,
     /// Shared with whoever sleeps in `waitid` on it; closed when the child is reaped and nobody does any more.
     pidfd: Option<Arc<OwnedFd>>,
     /// Why it is stopped: what will be, and what has been sent.
@@ -91,9 +94,22 @@ pub(crate) struct Life {
     unreaped: bool,
     kill_on_drop: bool,
     died: bool,
-    wakers: Vec<Waker>,
-    ready: Vec<Waker>,
+    /// Whom to wake, each by the key of its future.
+    wakers: Vec<(WakeKey, Waker)>,
+    next_key: u64,
+    after: Vec<After>,
     extra: Option<Box<Extra>>,
+}
+
+/// Names a future that waits for a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WakeKey(u64);
+
+/// Other people's code, to be run when the lock is gone.
+#[derive(Debug)]
+enum After {
+    Wake(Waker),
+    Say(Level, String),
 }
 
 /// What a stop has sent.
@@ -193,12 +209,12 @@ impl Cell {
             core: core.clone(),
             label: birth.label,
             published: Published::new(),
+            pid: AtomicU32::new(0),
             changed: Condvar::new(),
             life: Mutex::new(Life {
                 phase: Phase::Running,
                 owner: Owner::Creator,
                 token: None,
-                pid: 0,
                 pidfd: None,
                 pending: None,
                 cause: None,
@@ -214,7 +230,8 @@ impl Cell {
                 kill_on_drop: birth.kill_on_drop,
                 died: false,
                 wakers: Vec::new(),
-                ready: Vec::new(),
+                next_key: 0,
+                after: Vec::new(),
                 extra: birth.extra,
             }),
         })
@@ -224,16 +241,21 @@ impl Cell {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `f` in the child's critical section; wakes whom it made ready after the lock is gone.
+    /// Runs `f` in the child's critical section; wakes whom it made ready, and says what it had to say, after the lock is gone.
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Life) -> T) -> T {
         let mut life = self.lock();
         let result = f(&mut life);
-        let ready = std::mem::take(&mut life.ready);
+        let after = std::mem::take(&mut life.after);
         drop(life);
-        for waker in ready {
-            // A waker is somebody else's code.
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                log::warn!("pidloop: a waker panicked");
+        for after in after {
+            match after {
+                After::Wake(waker) => {
+                    // A waker is somebody else's code.
+                    if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                        tell(Level::Warn, format_args!("a waker panicked"));
+                    }
+                }
+                After::Say(level, what) => tell(level, format_args!("{}: {what}", self.label)),
             }
         }
         result
@@ -245,12 +267,7 @@ impl Cell {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.lock().pid
-    }
-
-    /// For `Debug`: never waits for the lock, which may have been held when the process was forked.
-    pub(crate) fn pid_unlocked(&self) -> Option<u32> {
-        self.life.try_lock().ok().map(|life| life.pid)
+        self.pid.load(Ordering::Relaxed)
     }
 
     pub(crate) fn check_ours(&self) -> Result<()> {
@@ -267,28 +284,40 @@ impl Cell {
     /// The exec succeeded: hands the child to the loop (`watched`) or to its creator, who waits for it; or, if it was stopped
     /// meanwhile, ends it and says why.
     pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, watched: bool) -> Result<()> {
-        self.with(|life| {
-            life.pid = pid;
-            life.pidfd = Some(Arc::new(pidfd));
+        self.pid.store(pid, Ordering::Relaxed);
+        let pidfd = Arc::new(pidfd);
+        let accepted = self.with(|life| {
+            life.pidfd = Some(pidfd.clone());
             if life.scope == Scope::Group {
-                process::probe_group_flag(life.pidfd());
+                process::probe_group_flag(pidfd.as_fd());
             }
             if let Some(cause) = life.pending.take() {
-                life.put_down();
                 return Err(Error::stopped(cause));
+            }
+            if life.died {
+                return Err(Error::new(ErrorKind::ReactorDied));
             }
             if !watched {
                 life.owner = Owner::Waiter;
                 return Ok(());
             }
             life.owner = Owner::Reactor;
-            // No child outlives an error (promise 8).
-            self.watch(life).map_err(|error| {
-                self.unwatch(life);
-                life.put_down();
-                error.saying("the program had begun and was killed")
-            })
-        })
+            self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))
+        });
+        // No child outlives an error (promise 8).
+        accepted.inspect_err(|_| self.put_down(&pidfd))
+    }
+
+    /// Ends a child that nobody is told of. It is awaited without the lock: a loop that looks at it would wait, too.
+    fn put_down(&self, pidfd: &OwnedFd) {
+        self.with(|life| {
+            self.unwatch(life);
+            let _ = self.send(life, Signal::SIGKILL);
+            life.owner = Owner::Nobody;
+            life.phase = Phase::Done;
+            life.pidfd = None;
+        });
+        let _ = process::reap(pidfd.as_fd(), WaitMode::Block);
     }
 
     /// The clone or the exec failed; says why it was stopped if that is the reason.
@@ -328,15 +357,35 @@ impl Cell {
     pub(crate) fn register_again(self: &Arc<Cell>) {
         self.with(|life| {
             if life.owner == Owner::Creator {
+                if life.pending.is_some() {
+                    self.retry(life);
+                }
                 return;
             }
+            self.arm_again(life);
             self.unwatch(life);
             let Some(token) = life.token else { return };
             let result = if life.owner == Owner::Reactor { self.watch(life) } else { self.watch_streams(life, token) };
             if let Err(error) = result {
-                log::error!("pidloop: {}: {error}", self.label);
+                life.after.push(After::Say(Level::Error, error.to_string()));
             }
         });
+    }
+
+    /// What the former loop had taken and not dealt with comes again; the time of the rest is the same as before.
+    fn arm_again(&self, life: &Life) {
+        let (Some(token), Some(extra)) = (life.token, &life.extra) else {
+            return;
+        };
+        if let Some(at) = extra.ladder.due {
+            self.core.arm(at, (token, Clock::Step));
+        }
+        if let Delay::At(at) = extra.delay {
+            self.core.arm(at, (token, Clock::Delay));
+        }
+        if let (Call::Running, Some(death)) = (life.call, &life.ended) {
+            self.core.arm(death.exited_at + CALL_GRACE, (token, Clock::Call));
+        }
     }
 
     fn unwatch(&self, life: &mut Life) {
@@ -419,7 +468,7 @@ impl Cell {
     /// A signal of the caller's own: no stop, no cause.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         self.core.check_ours()?;
-        self.with(|life| life.send(signal))
+        self.with(|life| self.send(life, signal))
             .map_err(|e| self.error(ErrorKind::Io).saying(format!("{signal}")).because(e))
     }
 
@@ -562,14 +611,14 @@ impl Cell {
         }
         if life.leaves_group_behind() {
             // While its leader is a zombie the group's number is nobody else's.
-            let _ = process::send(pidfd.as_fd(), life.pid, Scope::Group, Signal::SIGKILL, false);
+            let _ = process::send(pidfd.as_fd(), self.pid(), Scope::Group, Signal::SIGKILL, false);
         }
         let keep = life.keeps_zombie();
         match process::reap(pidfd.as_fd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
             Ok(Reaped::NotYet) => self.not_yet(life, &pidfd),
             Ok(reaped) => self.ended(life, reaped, keep),
             Err(error) => {
-                log::error!("pidloop: {}: waitid: {error}", self.label);
+                life.after.push(After::Say(Level::Error, format!("waitid: {error}")));
                 self.retry(life);
             }
         }
@@ -696,7 +745,7 @@ impl Cell {
 
     fn take(self: &Arc<Cell>, life: &mut Life, rung: &Rung) {
         match &rung.deed {
-            Deed::Signal(signal) => life.stop_with(*signal),
+            Deed::Signal(signal) => self.stop_with(life, *signal),
             Deed::CloseStdin => {
                 life.sent.other = true;
                 life.record_cause();
@@ -759,6 +808,32 @@ impl Cell {
         }
     }
 
+    /// Part of a stop: the cause is recorded, then the signal is sent.
+    fn stop_with(&self, life: &mut Life, signal: Signal) {
+        life.record_cause();
+        if signal == Signal::SIGKILL {
+            life.sent.kill = true
+        } else {
+            life.sent.other = true
+        }
+        let result = self.send(life, signal);
+        if signal == Signal::SIGTERM {
+            // A stopped child would not see it before it is continued.
+            let _ = self.send(life, Signal::SIGCONT);
+        }
+        if let Err(error) = result {
+            life.after.push(After::Say(Level::Debug, format!("{signal}: {error}")));
+        }
+    }
+
+    fn send(&self, life: &Life, signal: Signal) -> std::io::Result<()> {
+        let Some(pidfd) = &life.pidfd else {
+            return Ok(());
+        };
+        let reaped = life.ended.is_some() && !life.unreaped;
+        process::send(pidfd.as_fd(), self.pid(), life.scope, signal, reaped)
+    }
+
     /// SIGKILL now: for a child that outlived its delay, or for what is left of a group that is being stopped.
     fn kill(self: &Arc<Cell>, life: &mut Life) {
         let dead = life.ended.is_some();
@@ -766,7 +841,7 @@ impl Cell {
             return;
         }
         if dead || !life.has_exited() {
-            life.stop_with(Signal::SIGKILL);
+            self.stop_with(life, Signal::SIGKILL);
         }
         if dead {
             self.end_group_stop(life);
@@ -775,7 +850,7 @@ impl Cell {
 
     fn publish(self: &Arc<Cell>, life: &mut Life) {
         life.exit = Some(self.make_exit(life));
-        life.ready.append(&mut life.wakers);
+        life.wake_all();
         self.changed.notify_all();
     }
 
@@ -783,7 +858,7 @@ impl Cell {
         let death = life.ended.as_ref().expect("published when it is known");
         Exit::new(Ending {
             command: self.label.clone(),
-            pid: life.pid,
+            pid: self.pid(),
             status: death.status,
             cause: life.cause.clone(),
             usage: death.usage,
@@ -803,7 +878,7 @@ impl Cell {
         }
         if life.sent.kill {
             // A member that was being forked when the first one was sent may have missed it.
-            let _ = life.send(Signal::SIGKILL);
+            let _ = self.send(life, Signal::SIGKILL);
         }
         let over = life.extra().ladder.is_over() && !matches!(life.extra().delay, Delay::At(_));
         if over || !process::group_is_alive(life.pidfd()) {
@@ -927,7 +1002,7 @@ impl Cell {
             }
         }
         life.done = true;
-        life.ready.append(&mut life.wakers);
+        life.wake_all();
         self.changed.notify_all();
         if let Some(token) = life.token {
             self.core.report(token, self);
@@ -951,7 +1026,7 @@ impl Cell {
     pub(crate) fn loop_died(&self) {
         self.with(|life| {
             life.died = true;
-            life.ready.append(&mut life.wakers);
+            life.wake_all();
             self.changed.notify_all();
         });
     }
@@ -993,9 +1068,7 @@ impl Cell {
 
     /// As std: a child that reads its stdin to the end would wait for us.
     pub(crate) fn close_untaken_stdin(&self) {
-        if self.core.is_ours() {
-            drop(self.take_piped(0));
-        }
+        drop(self.take_piped(0));
     }
 
     /// Waits until the streams are done, too; always by the loop.
@@ -1091,11 +1164,13 @@ impl Cell {
 
     /// A piped end that nobody has taken yet.
     pub(crate) fn take_piped(&self, which: usize) -> Option<OwnedFd> {
-        self.lock().extra.as_mut()?.piped[which].take()
+        // A forked copy: its lock may have been held when it was made.
+        if self.core.is_ours() { self.lock().extra.as_mut()?.piped[which].take() } else { None }
     }
 
     /// Lets the loop read the piped ends that nobody took, as std's `wait_with_output` does.
     pub(crate) fn capture_piped(self: &Arc<Cell>) -> Result<()> {
+        self.core.check_ours()?;
         self.with(|life| {
             let dead = life.exit.is_some();
             let Some(extra) = &mut life.extra else {
@@ -1156,16 +1231,43 @@ impl Cell {
         self.lock().exit.clone()
     }
 
-    /// Reached with this waker when it is dead; false if it is already.
-    pub(crate) fn wake_at_exit(&self, waker: &Waker) -> bool {
+    /// Has `waker` woken when it is dead, or (`streams`) when its streams are done; false if it is already. Again with the same key: in
+    /// place of the former waker.
+    pub(crate) fn wake_when(&self, streams: bool, key: &mut Option<WakeKey>, waker: &Waker) -> bool {
+        // Cloned and dropped outside the lock: a waker is somebody else's code.
+        let waker = waker.clone();
         let mut life = self.lock();
-        if life.exit.is_some() || life.died {
+        let is_there = if streams { life.done } else { life.exit.is_some() };
+        if is_there || life.died {
             return false;
         }
-        if !life.wakers.iter().any(|w| w.will_wake(waker)) {
-            life.wakers.push(waker.clone());
-        }
+        let key = *key.get_or_insert_with(|| {
+            life.next_key += 1;
+            WakeKey(life.next_key)
+        });
+        let known = life.wakers.iter_mut().find(|(other, _)| *other == key);
+        let former = match known {
+            Some((_, known)) => Some(std::mem::replace(known, waker)),
+            None => {
+                life.wakers.push((key, waker));
+                None
+            }
+        };
+        drop(life);
+        drop(former);
         true
+    }
+
+    /// The future is dropped.
+    pub(crate) fn forget_waker(&self, key: WakeKey) {
+        if !self.core.is_ours() {
+            return;
+        }
+        let mut life = self.lock();
+        let place = life.wakers.iter().position(|(other, _)| *other == key);
+        let former = place.map(|place| life.wakers.swap_remove(place));
+        drop(life);
+        drop(former);
     }
 }
 
@@ -1192,6 +1294,11 @@ impl Signals for Arc<Cell> {
 impl Life {
     fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
+    }
+
+    /// Whoever waits is told when the lock is gone.
+    fn wake_all(&mut self) {
+        self.after.extend(self.wakers.drain(..).map(|(_, waker)| After::Wake(waker)));
     }
 
     /// Only where the child is known not to be reaped, or to be stopped as a group.
@@ -1247,41 +1354,6 @@ impl Life {
         if only_kill && is_known && !self.was_killed() {
             self.pending = self.cause.take();
         }
-    }
-
-    /// Part of a stop: the cause is recorded, then the signal is sent.
-    fn stop_with(&mut self, signal: Signal) {
-        self.record_cause();
-        if signal == Signal::SIGKILL {
-            self.sent.kill = true
-        } else {
-            self.sent.other = true
-        }
-        let result = self.send(signal);
-        if signal == Signal::SIGTERM {
-            // A stopped child would not see it before it is continued.
-            let _ = self.send(Signal::SIGCONT);
-        }
-        if let Err(error) = result {
-            log::debug!("pidloop: pid {}: {signal}: {error}", self.pid);
-        }
-    }
-
-    fn send(&mut self, signal: Signal) -> std::io::Result<()> {
-        let Some(pidfd) = &self.pidfd else {
-            return Ok(());
-        };
-        let reaped = self.ended.is_some() && !self.unreaped;
-        process::send(pidfd.as_fd(), self.pid, self.scope, signal, reaped)
-    }
-
-    /// Ends a child that nobody is told of.
-    fn put_down(&mut self) {
-        let _ = self.send(Signal::SIGKILL);
-        let _ = process::reap(self.pidfd(), WaitMode::Block);
-        self.pidfd = None;
-        self.owner = Owner::Nobody;
-        self.phase = Phase::Done;
     }
 }
 

@@ -23,6 +23,7 @@ use crate::cause::Cause;
 use crate::context::{Context, ListenKey, Listener, Tell};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::sys::process::generation;
+use crate::tell::{Level, tell};
 use crate::timer::{Alarm, Clock, Timers};
 use crate::token::{Kind, Token};
 
@@ -477,15 +478,15 @@ impl Core {
 
     /// A context above this one has a descriptor now: it is registered, too.
     fn watch_above(&self, token: Token) {
-        self.with(|tables| {
+        let watched = self.with(|tables| {
             let Some(context) = tables.context_slot(token).map(|entry| entry.context.clone()) else {
-                return;
+                return Ok(());
             };
-            match tables.attach_above(self, &context) {
-                Ok(parent) => tables.put_below(self, token.slot, parent),
-                Err(error) => log::error!("pidloop: a cancel_fd is not watched: {error}"),
-            }
+            tables.attach_above(self, &context).map(|parent| tables.put_below(self, token.slot, parent))
         });
+        if let Err(error) = watched {
+            tell(Level::Error, format_args!("a cancel_fd is not watched: {error}"));
+        }
     }
 
     /// A context has ended; says whether the loop has yet to go through its children.

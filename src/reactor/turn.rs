@@ -14,6 +14,7 @@ use slab::Slab;
 use super::cell::Cell;
 use super::core::Core;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::tell::{Level, tell};
 use crate::timer::Alarm;
 use crate::token::{Kind, Token};
 
@@ -283,7 +284,7 @@ impl Loop {
                 continue;
             };
             if let Err(error) = inner.turn(Some(Duration::ZERO)) {
-                log::error!("pidloop: a reactor that was taken over failed: {error}");
+                tell(Level::Error, format_args!("a reactor that was taken over failed: {error}"));
                 inner.die();
             }
             if inner.is_idle() || inner.core.is_dead() {
@@ -298,7 +299,7 @@ impl Loop {
     pub(crate) fn turn_to_the_end(mut self) {
         while !self.is_idle() {
             if let Err(error) = self.turn(None) {
-                log::error!("pidloop: a reactor that was taken over failed: {error}");
+                tell(Level::Error, format_args!("a reactor that was taken over failed: {error}"));
                 return self.die();
             }
         }
