@@ -1,0 +1,36 @@
+//! How late things are noticed: from a child's last act to its waiter's return, from a kill to the death seen, from the call of spawn
+//! to the program's first act; and how long spawn keeps its caller.
+
+mod support;
+
+use support::{AtLeast, AtMost, Bench, Case, Entrant, PEERS, Unit};
+
+fn main() {
+    support::run("latency", ask);
+}
+
+fn ask(bench: &mut Bench) {
+    let (tiny, stamp) = (bench.tiny(), bench.stamp_file());
+    let n = bench.pick(200, 100);
+    let names = |ours: &[&'static str]| -> Vec<&str> { ["floor"].iter().chain(ours).copied().chain(PEERS).collect() };
+    let case = |name: &str, names: &[&str], job: String| {
+        Case::new(name, Unit::Micros("p50"), "pidloop").with(names.iter().map(|name| Entrant::new(name, &*job)))
+    };
+
+    let job = format!("latency kind=exit n={n} child={tiny} args=l,{stamp} file={stamp}");
+    let figures = bench.measure(case("exit", &names(&["pidloop", "pidloop-async", "pidloop-reactor"]), job));
+    bench.goal("P11", "exit to a blocking waiter, p50, over waitid", AtMost(1.1), figures.ratio("pidloop", "floor"));
+    for peer in ["tokio-ct", "tokio-mt"] {
+        let text = format!("exit to an async waiter, p50: {peer} over ours");
+        bench.goal("P11", text, AtLeast(1.0), figures.ratio(peer, "pidloop-async"));
+    }
+
+    let job = format!("latency kind=cancel n={n} child={tiny} args=p");
+    bench.measure(case("cancel", &names(&["pidloop", "pidloop-context", "pidloop-async"]), job));
+
+    let job = format!("latency kind=exec n={n} child={tiny} args=f,{stamp} file={stamp}");
+    bench.measure(case("exec", &names(&["pidloop"]), job));
+
+    let job = format!("latency kind=call n={n} child={tiny}");
+    bench.measure(case("call", &names(&["pidloop"]), job));
+}

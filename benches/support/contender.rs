@@ -1,0 +1,320 @@
+//! pidloop as a contender: its public API with default options, as the documentation shows it.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io::{self, Read};
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use pidloop::{Child, Command, Context, Reactor, Resource, Stdio};
+
+use super::worker::{Bytes, Contender, How, Load, Streams, Tally, in_threads, nanos, serve, unsupported};
+
+const NOBODY: u32 = 65534;
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Answers jobs as the contender of this name.
+pub fn serve_as(name: &str) -> io::Result<()> {
+    // For hosts that have thousands of descriptors open before their first spawn.
+    pidloop::init()?;
+    let shared = Mutex::new(None);
+    match name {
+        "pidloop" => serve(&Pidloop { way: Way::Status, shared }),
+        "pidloop-wait" => serve(&Pidloop { way: Way::Wait, shared }),
+        "pidloop-async" => serve(&Pidloop { way: Way::Async, shared }),
+        "pidloop-context" => serve(&Pidloop { way: Way::Context, shared }),
+        "pidloop-reactor" => serve(&InReactor),
+        other => Err(io::Error::other(format!("no such contender: {other}"))),
+    }
+}
+
+/// What a child is waited for with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// `status`, where one child at a time is run; `wait` else.
+    Status,
+    /// `spawn` and `wait`.
+    Wait,
+    /// `spawn` and `wait_async`.
+    Async,
+    /// As `Wait`, each child with a context of its own, by which it is killed.
+    Context,
+}
+
+struct Pidloop {
+    way: Way,
+    /// The context of the children that are held.
+    shared: Mutex<Option<Context>>,
+}
+
+fn command(how: &How) -> io::Result<Command> {
+    let mut command = match (how.option.as_str(), how.program.rsplit_once('/')) {
+        ("path", Some((dir, name))) => {
+            let mut command = Command::new(name);
+            command.env("PATH", dir);
+            command
+        }
+        _ => Command::new(&how.program),
+    };
+    command.args(&how.args);
+    match how.streams {
+        Streams::Null => command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
+        Streams::Capture => command.stdin(Stdio::null()).stdout(Stdio::captured()).stderr(Stdio::captured()),
+        Streams::Inherit => &mut command,
+    };
+    match how.option.as_str() {
+        "" | "path" => &mut command,
+        "uid" => command.uid(NOBODY),
+        "gid" => command.gid(NOBODY),
+        "groups" => command.groups(&[NOBODY]),
+        "setsid" => command.setsid(),
+        "process_group" => command.process_group(0),
+        "cwd" => command.current_dir("/"),
+        "chroot" => command.chroot("/"),
+        "rlimit" => command.rlimit(Resource::OpenFiles, 1024, 1024),
+        "umask" => command.umask(0o22),
+        other => return Err(unsupported(other)),
+    };
+    Ok(command)
+}
+
+/// Spawns up to `in_flight` children, then waits for the oldest before each next one.
+fn oldest_first(load: Load, how: &How) -> io::Result<Tally> {
+    let begin = Instant::now();
+    let mut flying: VecDeque<(Instant, Child)> = VecDeque::new();
+    let mut each = Vec::new();
+    let mut land = |(start, child): (Instant, Child)| -> io::Result<()> {
+        if how.streams == Streams::Capture {
+            child.wait_with_output()?;
+        } else {
+            child.wait()?;
+        }
+        each.push(nanos(start.elapsed()));
+        Ok(())
+    };
+    for _ in 0..load.n {
+        if begin.elapsed() >= load.limit {
+            break;
+        }
+        if flying.len() as u64 >= load.in_flight {
+            flying.pop_front().map_or(Ok(()), &mut land)?;
+        }
+        let start = Instant::now();
+        flying.push_back((start, command(how)?.spawn()?));
+    }
+    flying.into_iter().try_for_each(land)?;
+    Ok(Tally { wall: begin.elapsed(), each })
+}
+
+/// Each of the calling threads has its share of the load.
+fn shared_out(load: Load, how: &How, one: fn(Load, &How) -> io::Result<Tally>) -> io::Result<Tally> {
+    let share = Load { n: load.n / load.threads, in_flight: (load.in_flight / load.threads).max(1), ..load };
+    if load.threads == 1 {
+        return one(share, how);
+    }
+    let begin = Instant::now();
+    let each = thread::scope(|scope| {
+        let callers: Vec<_> = (0..load.threads).map(|_| scope.spawn(|| one(share, how))).collect();
+        callers.into_iter().try_fold(Vec::new(), |mut all, caller| {
+            all.extend(caller.join().expect("a caller panicked")?.each);
+            io::Result::Ok(all)
+        })
+    })?;
+    Ok(Tally { wall: begin.elapsed(), each })
+}
+
+impl Contender for Pidloop {
+    /// With the context it is killed by, if that is its own.
+    type Child = (Child, Option<Context>);
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").into()
+    }
+
+    fn start(&self, how: &How) -> io::Result<Self::Child> {
+        let mut command = command(how)?;
+        let context = (self.way == Way::Context).then(Context::new);
+        if let Some(context) = &context {
+            command.context(context);
+        }
+        Ok((command.spawn()?, context))
+    }
+
+    fn wait(&self, (child, _): &mut Self::Child) -> io::Result<()> {
+        match self.way {
+            Way::Async => block_on(child.wait_async())?,
+            _ => child.wait()?,
+        };
+        Ok(())
+    }
+
+    fn kill(&self, (child, context): &mut Self::Child) -> io::Result<()> {
+        match context {
+            Some(context) => context.cancel(),
+            None => child.kill()?,
+        }
+        Ok(())
+    }
+
+    fn run(&self, how: &How) -> io::Result<()> {
+        match self.way {
+            _ if how.streams == Streams::Capture => command(how)?.output().map(drop)?,
+            Way::Status => command(how)?.status().map(drop)?,
+            _ => self.wait(&mut self.start(how)?)?,
+        }
+        Ok(())
+    }
+
+    fn read(&self, how: &How, bytes: Bytes) -> io::Result<u64> {
+        let mut command = command(how)?;
+        if bytes == Bytes::Keep {
+            return Ok(command.stdout(Stdio::captured()).output()?.stdout.len() as u64);
+        }
+        let child = command.stdout(Stdio::piped()).spawn()?;
+        let mut stdout = child.take_stdout().expect("piped");
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut total = 0;
+        loop {
+            match stdout.read(&mut piece)? {
+                0 => break,
+                got => total += got as u64,
+            }
+        }
+        child.wait()?;
+        Ok(total)
+    }
+
+    fn load(&self, load: Load, how: &How) -> io::Result<Tally> {
+        if load.in_flight <= 1 {
+            return in_threads(load, load.threads, || self.run(how));
+        }
+        shared_out(load, how, oldest_first)
+    }
+
+    fn hold(&self, n: u64, how: &How) -> io::Result<Vec<Self::Child>> {
+        if self.way == Way::Context {
+            return (0..n).map(|_| self.start(how)).collect();
+        }
+        let context = self.shared.lock().expect("one thread").get_or_insert_default().clone();
+        let mut command = command(how)?;
+        command.context(&context);
+        let mut held = Vec::with_capacity(n as usize);
+        for _ in 0..n {
+            held.push((command.spawn()?, None));
+        }
+        Ok(held)
+    }
+
+    fn end_all(&self, children: &mut [Self::Child]) -> io::Result<()> {
+        match self.shared.lock().expect("one thread").take() {
+            Some(context) => context.cancel(),
+            None => children.iter_mut().try_for_each(|child| self.kill(child))?,
+        }
+        children.iter_mut().try_for_each(|child| self.wait(child))
+    }
+}
+
+/// The loop turned by the caller.
+struct InReactor;
+
+fn turned(load: Load, how: &How) -> io::Result<Tally> {
+    let begin = Instant::now();
+    let mut reactor = Reactor::new()?;
+    let mut started = 0;
+    let mut each = Vec::new();
+    let mut open = true;
+    while open || !reactor.is_empty() {
+        while open && (reactor.len() as u64) < load.in_flight {
+            reactor.spawn(&command(how)?)?;
+            started += 1;
+            open = started < load.n && begin.elapsed() < load.limit;
+        }
+        reactor.turn(None)?;
+        while let Some(ended) = reactor.next_exit() {
+            each.push(nanos(ended.exit().spawned_at().elapsed()));
+        }
+    }
+    Ok(Tally { wall: begin.elapsed(), each })
+}
+
+impl Contender for InReactor {
+    type Child = Reactor;
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").into()
+    }
+
+    fn start(&self, how: &How) -> io::Result<Reactor> {
+        let mut reactor = Reactor::new()?;
+        reactor.spawn(&command(how)?)?;
+        Ok(reactor)
+    }
+
+    fn wait(&self, reactor: &mut Reactor) -> io::Result<()> {
+        while reactor.next_exit().is_none() {
+            reactor.turn(Some(Duration::from_secs(60)))?;
+        }
+        Ok(())
+    }
+
+    fn kill(&self, _reactor: &mut Reactor) -> io::Result<()> {
+        Err(unsupported("handle on one child"))
+    }
+
+    fn run(&self, how: &How) -> io::Result<()> {
+        turned(Load { n: 1, in_flight: 1, threads: 1, limit: Duration::MAX }, how).map(drop)
+    }
+
+    fn read(&self, how: &How, bytes: Bytes) -> io::Result<u64> {
+        self.read_many(1, how, bytes)
+    }
+
+    fn load(&self, load: Load, how: &How) -> io::Result<Tally> {
+        shared_out(load, how, turned)
+    }
+
+    fn read_many(&self, children: u64, how: &How, bytes: Bytes) -> io::Result<u64> {
+        if bytes == Bytes::Stream {
+            return Err(unsupported("streaming without a thread"));
+        }
+        let mut reactor = Reactor::new()?;
+        let mut command = command(how)?;
+        command.stdout(Stdio::captured());
+        for _ in 0..children {
+            reactor.spawn(&command)?;
+        }
+        let mut total = 0;
+        while !reactor.is_empty() {
+            reactor.turn(None)?;
+            while let Some(ended) = reactor.next_exit() {
+                total += ended.into_output().stdout.len() as u64;
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// Unparks the thread that waits.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// The smallest executor.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut cx = std::task::Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What comes out of a case: samples, their middle and spread, ratios pair by pair. Pure.
+
+use std::collections::BTreeMap;
+
+use super::subject::Answer;
+
+/// Median and quartiles.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+    pub samples: usize,
+}
+
+impl Spread {
+    pub fn of(mut samples: Vec<f64>) -> Option<Spread> {
+        samples.sort_by(f64::total_cmp);
+        let at = |q: f64| {
+            let place = (samples.len() - 1) as f64 * q;
+            let (below, above) = (samples[place.floor() as usize], samples[place.ceil() as usize]);
+            below + (above - below) * place.fract()
+        };
+        (!samples.is_empty()).then(|| Spread { median: at(0.5), low: at(0.25), high: at(0.75), samples: samples.len() })
+    }
+}
+
+/// The samples of one entrant, by round.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// The figure of the case; `None` where it failed.
+    pub figures: Vec<Option<f64>>,
+    pub answers: Vec<Answer>,
+}
+
+impl Series {
+    pub fn spread(&self) -> Option<Spread> {
+        Spread::of(self.figures.iter().flatten().copied().collect())
+    }
+
+    /// The median of another number of the answers.
+    pub fn median_of(&self, key: &str) -> Option<f64> {
+        let numbers = self.answers.iter().filter_map(|answer| answer.number(key)).collect();
+        Spread::of(numbers).map(|spread| spread.median)
+    }
+}
+
+/// The outcome of one case, by entrant.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    pub series: BTreeMap<String, Series>,
+}
+
+impl Figures {
+    pub fn spread(&self, entrant: &str) -> Option<Spread> {
+        self.series.get(entrant)?.spread()
+    }
+
+    /// Another number of an entrant's answers.
+    pub fn of(&self, entrant: &str, key: &str) -> Option<Spread> {
+        Spread::of(self.series.get(entrant)?.answers.iter().filter_map(|answer| answer.number(key)).collect())
+    }
+
+    /// `over / under`, of the two figures of each round.
+    pub fn ratio(&self, over: &str, under: &str) -> Option<Spread> {
+        self.ratio_of(over, under, |series, round| series.figures[round])
+    }
+
+    /// As [`Figures::ratio`], of another number of the answers.
+    pub fn ratio_by(&self, key: &str, over: &str, under: &str) -> Option<Spread> {
+        self.ratio_of(over, under, |series, round| series.answers.get(round)?.number(key))
+    }
+
+    /// Which of two of ours: each goal is for the fastest documented use.
+    pub fn faster<'a>(&self, one: &'a str, other: &'a str) -> &'a str {
+        if self.ratio(other, one).is_some_and(|ratio| ratio.median < 1.0) { other } else { one }
+    }
+
+    fn ratio_of(&self, over: &str, under: &str, figure: impl Fn(&Series, usize) -> Option<f64>) -> Option<Spread> {
+        let (over, under) = (self.series.get(over)?, self.series.get(under)?);
+        let rounds = over.figures.len().min(under.figures.len());
+        let ratios = (0..rounds).filter_map(|round| Some(figure(over, round)? / figure(under, round)?));
+        Spread::of(ratios.filter(|ratio| ratio.is_finite()).collect())
+    }
+}
