@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use slab::Slab;
 
 use crate::cause::Cause;
@@ -22,13 +22,17 @@ use crate::sys::process::generation;
 use crate::sys::sigwatch::Watch;
 use crate::tell::{Level, tell};
 
+/// No handler may have the first two; after the others the faulty instruction would come again.
+const NOT_WATCHED: [Signal; 6] =
+    [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL];
+
 /// Which event of a descriptor counts, for [`Context::from_fd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum When {
     /// There is something to read, or the end was reached. A pidfd is readable when its process has ended.
     Readable,
-    /// The other end was closed or shut down; incoming data does not count.
+    /// The other end was closed (by all who held it) or shut down for writing, or there was an error; incoming data does not count.
     PeerClosed,
 }
 
@@ -185,40 +189,46 @@ impl Context {
     /// A context that ends when one of `signals` reaches this process, with [`Cause::Signal`]; Go's `signal.NotifyContext`.
     ///
     /// Installs a handler that writes to an eventfd and calls the handler that was there before; what the signal would do by default
-    /// no longer happens. When the last clone is gone what was there before is put back, unless somebody else has installed a
-    /// handler since.
+    /// no longer happens (in a forked copy of this process it does). When the last clone is gone what was there before is put back,
+    /// unless somebody else has installed a handler since: then that one is left alone. Threads that block the signal do not take it;
+    /// if all do, it is not seen.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] for SIGKILL, SIGSTOP or no signal at all; [`ErrorKind::NoDescriptors`];
+    /// [`ErrorKind::InvalidInput`] for no signal at all, for SIGKILL and SIGSTOP, for those that a fault of the program raises
+    /// (SIGSEGV, SIGBUS, SIGFPE, SIGILL), and for those that the C library keeps for itself; [`ErrorKind::NoDescriptors`];
     /// [`ErrorKind::Unsupported`] if 64 such contexts exist.
     pub fn on_signal(signals: &[Signal]) -> Result<Context> {
-        if signals.is_empty() || signals.iter().any(|s| [Signal::SIGKILL, Signal::SIGSTOP].contains(s)) {
-            return Err(Error::new(ErrorKind::InvalidInput).saying("these signals cannot be waited for"));
+        let refused = |why: String| Err(Error::new(ErrorKind::InvalidInput).saying(why));
+        if signals.is_empty() {
+            return refused("no signal to wait for".into());
+        }
+        if let Some(signal) = signals.iter().find(|signal| NOT_WATCHED.contains(signal)) {
+            return refused(format!("{signal} cannot be waited for"));
         }
         let numbers: Vec<i32> = signals.iter().map(|signal| signal.as_raw()).collect();
-        let watch = Watch::new(new_eventfd()?, &numbers).map_err(|e| match e.raw_os_error() {
-            None => Error::new(ErrorKind::Unsupported).saying("too many contexts wait for signals"),
-            Some(_) => Error::os(Stage::Signals, e),
-        })?;
+        let watch = match Watch::new(new_eventfd()?, &numbers) {
+            Ok(watch) => watch,
+            Err(error) => match error.raw_os_error() {
+                None => return Err(Error::new(ErrorKind::Unsupported).saying("too many contexts wait for signals")),
+                Some(libc::EINVAL) => return refused("one of the signals is the C library's own".into()),
+                Some(_) => return Err(Error::os(Stage::Signals, error)),
+            },
+        };
         Ok(Context::build(None, None, Some(Source::Signals(watch))))
     }
 
     /// A context that ends when something happens to `fd`, with [`Cause::Readable`] or [`Cause::PeerClosed`]: a client that hangs up,
-    /// another process's pidfd. The descriptor is never read.
+    /// another process's pidfd. The descriptor is never read, its flags are never changed, and it is closed with the last clone.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] if it cannot be polled, as regular files.
+    /// [`ErrorKind::InvalidInput`] if it cannot be polled, as regular files and `/dev/null`; [`ErrorKind::NoDescriptors`] if none is left to
+    /// find that out.
     pub fn from_fd(fd: OwnedFd, when: When) -> Result<Context> {
-        let refused = |e: std::io::Error| {
-            Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(e)
-        };
-        let stat = rustix::fs::fstat(&fd).map_err(|e| refused(e.into()))?;
-        let file_type = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-        if file_type.is_file() || file_type.is_dir() {
-            return Err(refused(std::io::Error::from_raw_os_error(libc::EPERM)));
-        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| Error::os(Stage::Register, e.into()))?;
+        epoll::add(&epoll, &fd, epoll::EventData::new_u64(0), epoll::EventFlags::empty())
+            .map_err(|e| Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(e))?;
         Ok(Context::build(None, None, Some(Source::Fd(crate::spawn::raise(fd), when))))
     }
 

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Leaked;
 use super::process::generation;
 
 /// How many watches there may be at once: the handler looks at each.
@@ -23,18 +24,39 @@ struct Slot {
 
 static SLOTS: [Slot; WATCHES_MAX] =
     [const { Slot { signals: AtomicU64::new(0), eventfd: AtomicI32::new(-1), fired: AtomicI32::new(0) } }; WATCHES_MAX];
-/// How many handlers are running: an eventfd is closed when none is that might still write to it.
+/// How many handlers are at work: an eventfd is closed when none is that might still write to it.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 /// The process whose eventfds these are.
 static OWNER: AtomicU64 = AtomicU64::new(0);
-/// The handlers to go on with: the function and its flags; 0 is none.
+/// What the handler goes on with: a function (or `SIG_DFL`, `SIG_IGN`) and its flags.
 static NEXT: [(AtomicUsize, AtomicI32); SIGNALS] = [const { (AtomicUsize::new(0), AtomicI32::new(0)) }; SIGNALS];
-/// What was installed before, while we are. Serializes everything but the handler.
-static BEFORE: Mutex<[Option<Installed>; SIGNALS]> = Mutex::new([const { None }; SIGNALS]);
+
+/// What was installed before, while we are. Its lock serializes everything but the handler; in a forked copy it may be held for ever, so
+/// that a copy starts a table of its own.
+struct Table {
+    generation: u64,
+    installed: Mutex<[Option<Installed>; SIGNALS]>,
+}
+
+static TABLE: Leaked<Table> = Leaked::new();
 
 struct Installed {
     before: libc::sigaction,
     users: usize,
+}
+
+fn installed() -> MutexGuard<'static, [Option<Installed>; SIGNALS]> {
+    loop {
+        let known = TABLE.get();
+        match known {
+            Some(table) if table.generation == generation() => {
+                return table.installed.lock().unwrap_or_else(PoisonError::into_inner);
+            }
+            _ => {}
+        }
+        let fresh = Table { generation: generation(), installed: Mutex::new([const { None }; SIGNALS]) };
+        TABLE.replace(known, Box::new(fresh));
+    }
 }
 
 /// A watch for some signals, until it is dropped.
@@ -48,10 +70,12 @@ pub(crate) struct Watch {
 impl Watch {
     /// Has `eventfd` written to when one of `signals` comes. An error without errno: too many watches.
     pub(crate) fn new(eventfd: OwnedFd, signals: &[i32]) -> io::Result<Watch> {
-        let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
-        if OWNER.swap(generation(), Ordering::SeqCst) != generation() {
-            // A forked copy: what it inherited is the parent's.
+        let mut before = installed();
+        if OWNER.load(Ordering::SeqCst) != generation() {
+            // A forked copy: what it inherited is the parent's, threads in the midst of the handler included.
             SLOTS.iter().for_each(|slot| slot.signals.store(0, Ordering::SeqCst));
+            RUNNING.store(0, Ordering::SeqCst);
+            OWNER.store(generation(), Ordering::SeqCst);
         }
         let free = SLOTS.iter().position(|slot| slot.signals.load(Ordering::SeqCst) == 0);
         let slot = free.ok_or_else(|| io::Error::other("too many"))?;
@@ -75,6 +99,9 @@ impl Watch {
 
     /// The signal that came first, if one has come.
     pub(crate) fn fired(&self) -> Option<i32> {
+        if self.generation != generation() {
+            return None;
+        }
         match SLOTS[self.slot].fired.load(Ordering::SeqCst) {
             0 => None,
             signal => Some(signal),
@@ -87,7 +114,7 @@ impl Drop for Watch {
         if self.generation != generation() {
             return;
         }
-        let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = installed();
         watched(self.signals).for_each(|signal| uninstall(&mut before, signal));
         free_slot(self.slot);
     }
@@ -116,19 +143,28 @@ fn install(before: &mut [Option<Installed>; SIGNALS], signal: i32) -> io::Result
         installed.users += 1;
         return Ok(());
     }
-    let old = action(signal, None)?;
-    let function = match old.sa_sigaction {
-        libc::SIG_DFL | libc::SIG_IGN => 0,
-        function => function,
-    };
-    NEXT[signal as usize].1.store(old.sa_flags, Ordering::SeqCst);
-    NEXT[signal as usize].0.store(function, Ordering::SeqCst);
+    let mut old = action(signal, None)?;
+    let (function, flags) = &NEXT[signal as usize];
+    if old.sa_sigaction == handle as *const () as usize {
+        // Inherited by a forked copy, as is the note of what was there before.
+        old.sa_sigaction = function.load(Ordering::SeqCst);
+        old.sa_flags = flags.load(Ordering::SeqCst);
+    } else {
+        flags.store(old.sa_flags, Ordering::SeqCst);
+        function.store(old.sa_sigaction, Ordering::SeqCst);
+    }
     let mut ours = old;
     ours.sa_sigaction = handle as *const () as usize;
-    ours.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+    // Who had a handler goes on to see his system calls interrupted, or not, as he chose.
+    let chosen = if is_function(old.sa_sigaction) { old.sa_flags } else { libc::SA_RESTART };
+    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | chosen & (libc::SA_RESTART | libc::SA_NODEFER);
     action(signal, Some(&ours))?;
     *entry = Some(Installed { before: old, users: 1 });
     Ok(())
+}
+
+fn is_function(handler: usize) -> bool {
+    ![libc::SIG_DFL, libc::SIG_IGN].contains(&handler)
 }
 
 fn uninstall(before: &mut [Option<Installed>; SIGNALS], signal: i32) {
@@ -158,7 +194,8 @@ fn action(signal: i32, new: Option<&libc::sigaction>) -> io::Result<libc::sigact
 /// Async-signal-safe: atomics, `write(2)`, and what was installed before.
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     RUNNING.fetch_add(1, Ordering::SeqCst);
-    if OWNER.load(Ordering::SeqCst) == generation() {
+    let is_ours = OWNER.load(Ordering::SeqCst) == generation();
+    if is_ours {
         // SAFETY: errno of the interrupted code is put back below.
         let errno = unsafe { *libc::__errno_location() };
         for slot in &SLOTS {
@@ -167,22 +204,36 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };
     }
+    let (function, flags) = &NEXT[signal as usize];
+    let (function, flags) = (function.load(Ordering::SeqCst), flags.load(Ordering::SeqCst));
     // Before the next handler, which may never return.
     RUNNING.fetch_sub(1, Ordering::SeqCst);
-    let (function, flags) = &NEXT[signal as usize];
-    let function = function.load(Ordering::SeqCst);
-    if function == 0 {
+    if function == libc::SIG_DFL && !is_ours {
+        return act_as_by_default(signal);
+    }
+    if !is_function(function) {
         return;
     }
     // SAFETY: the kernel had this function installed for this signal, with these flags, which say what it takes.
     unsafe {
-        if flags.load(Ordering::SeqCst) & libc::SA_SIGINFO != 0 {
+        if flags & libc::SA_SIGINFO != 0 {
             std::mem::transmute::<usize, extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void)>(function)(
                 signal, info, context,
             );
         } else {
             std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(function)(signal);
         }
+    }
+}
+
+/// In a forked copy, for which nobody watches: the handler goes, and the signal comes again when it has returned.
+fn act_as_by_default(signal: i32) {
+    // SAFETY: sigaction(2) and raise(3) are async-signal-safe; no handler is installed.
+    unsafe {
+        let mut default: libc::sigaction = std::mem::zeroed();
+        default.sa_sigaction = libc::SIG_DFL;
+        libc::sigaction(signal, &default, ptr::null_mut());
+        libc::raise(signal);
     }
 }
 
