@@ -1,7 +1,6 @@
 //! A child comes to be: its program is looked up, its script written, the clone tried in the best way this kernel allows, a failure
 //! reaped and named. Knows no reactor; what the child itself does is `sys::birth`.
 
-use std::borrow::Cow;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::io;
@@ -16,17 +15,17 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::process::{self, WaitMode};
-use crate::sys::birth::{self, Act, Manner, Move, Outcome, Script, Strings, Sweep, Table};
-use crate::sys::dumpable;
-use crate::sys::process::Published;
+use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Step, Strings, Sweep, Table};
+use crate::sys::process::{Published, generation};
+use crate::sys::{self, Leaked, dumpable};
 use crate::tell::{Level, tell};
 
 /// Where our long-lived descriptors go: the kernel copies a table in words of 64, so that what is below costs a spawn nothing.
 const RAISED_FROM: RawFd = 64;
 /// A new time namespace is entered at the exec after an unshare(2); as a flag of a clone that shares memory it is refused.
 const BY_UNSHARE: u64 = libc::CLONE_NEWTIME as u64;
-/// The pause between two tries to execute a busy program file.
-const BUSY_PAUSE: Duration = Duration::from_millis(1);
+/// The first pause between two tries to execute a busy program file; each is twice the one before.
+const BUSY_PAUSE: Duration = Duration::from_micros(100);
 
 /// Everything about the child except where its streams go.
 #[derive(Clone, Debug, Default)]
@@ -140,77 +139,44 @@ pub(crate) struct Born {
     pub(crate) pidfd: OwnedFd,
 }
 
-/// The options with the descriptors that a step of the child needs moved from where the child's own are put before.
-pub(crate) fn clear_of<'a>(targets: &[(RawFd, Arc<OwnedFd>)], options: &'a Options) -> Result<Cow<'a, Options>> {
-    let in_the_way = |fd: &OwnedFd| fd.as_raw_fd() < 3 || targets.iter().any(|(to, _)| *to == fd.as_raw_fd());
-    let above = targets.iter().map(|(to, _)| *to).max().unwrap_or(2) + 1;
-    let moved = |fd: &OwnedFd| match rustix::io::fcntl_dupfd_cloexec(fd, above) {
-        Ok(moved) => Ok(Arc::new(moved)),
-        Err(errno) => Err(Error::os(Stage::Descriptors, errno.into())),
-    };
-    let mut options = Cow::Borrowed(options);
-    if let Some(Dir::Fd(dir)) = &options.cwd {
-        if in_the_way(dir) {
-            let dir = moved(dir)?;
-            options.to_mut().cwd = Some(Dir::Fd(dir));
-        }
-    }
-    if let Some(cgroup) = &options.cgroup {
-        if in_the_way(cgroup) {
-            let cgroup = moved(cgroup)?;
-            options.to_mut().cgroup = Some(cgroup);
-        }
-    }
-    Ok(options)
-}
-
 /// Starts a child. On failure nothing is left of it.
 pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
+    check_kernel()?;
     let null = plan.stdio.iter().any(|source| matches!(source, Source::Null)).then(null_device).transpose()?;
-    let script = write_script(plan, null)?;
-    let table_end = table_end(plan, &script);
     let mut busy = BusyClock::new(plan.retry_busy);
+    let mut ways = Ways::known();
+    // Each turn has one way less than the one before, or uses up some of the time that a busy file has.
     loop {
-        let manner = choose_manner(plan, table_end);
-        let cloned = keep_dumpable(plan.options, || birth::clone(&script, manner, plan.publish));
-        match cloned {
-            Ok(Outcome::Born { pid, pidfd }) => {
-                let out_of_the_way = plan.raise || pidfd.as_raw_fd() < 3;
-                let pidfd = plan.publish.withdraw(|| if out_of_the_way { raise(pidfd) } else { pidfd });
-                return Ok(Born { pid, pidfd });
+        let script = write_script(plan, null, ways)?;
+        let failure = match attempt(plan, &script, ways) {
+            Ok(born) => {
+                ways.remember();
+                return Ok(born);
             }
-            Ok(Outcome::Failed { stage, errno, pidfd }) => {
-                bury(pidfd, plan.publish);
-                let try_again = stage == Stage::DescriptorTable && remember_refusal(&REFUSED.shared_table)
-                    || stage == Stage::Descriptors && sweep_was_refused(&script, errno)
-                    || stage == Stage::Exec && errno == libc::ETXTBSY && busy.may_try_again();
-                if !try_again {
-                    return Err(blame(plan, stage, errno));
-                }
-                if matches!(script.sweep, Sweep::Range) && REFUSED.close_range.load(Ordering::Relaxed) {
-                    return spawn(plan);
-                }
-            }
-            Err(error) => {
-                if !learn_from(&error, manner) {
-                    return Err(Error::os(clone_stage(plan), error));
-                }
-                if manner.cgroup.is_some() {
-                    return spawn(plan);
-                }
-            }
+            Err(failure) => failure,
+        };
+        match ways.without_the_refused(failure, script.sweep) {
+            Some(fewer) => ways = fewer,
+            None if busy.may_try_again(failure) => {}
+            None => return Err(blame(plan, &script, failure)),
         }
     }
 }
 
-/// What a refused clone was probably about.
-fn clone_stage(plan: &Plan<'_>) -> Stage {
-    if plan.options.cgroup.is_some() {
-        Stage::Cgroup
-    } else if plan.options.namespaces != 0 {
-        Stage::Namespaces
-    } else {
-        Stage::Clone
+/// One clone. A child that failed is gone when this returns.
+fn attempt(plan: &Plan<'_>, script: &Script, ways: Ways) -> std::result::Result<Born, Failure> {
+    let manner = choose_manner(plan, script, ways);
+    match keep_dumpable(plan.options, || birth::clone(script, manner, plan.publish)) {
+        Ok(Outcome::Born { pid, pidfd }) => {
+            let out_of_the_way = plan.raise || pidfd.as_raw_fd() < 3;
+            let pidfd = plan.publish.withdraw(|| if out_of_the_way { raise(pidfd) } else { pidfd });
+            Ok(Born { pid, pidfd })
+        }
+        Ok(Outcome::Failed { failure, pidfd }) => {
+            bury(pidfd, plan.publish);
+            Err(failure)
+        }
+        Err(error) => Err(Failure { step: Step::Clone, errno: error.raw_os_error().unwrap_or(libc::ENOMEM) }),
     }
 }
 
@@ -222,25 +188,74 @@ fn bury(pidfd: OwnedFd, published: &Published) {
     published.withdraw(|| drop(pidfd));
 }
 
-/// An error of the child's step, with the path it was about.
-fn blame(plan: &Plan<'_>, stage: Stage, errno: i32) -> Error {
-    let error = Error::os(stage, io::Error::from_raw_os_error(errno));
-    match (stage, &plan.options.cwd) {
-        (Stage::Exec, _) => error.about(plan.program),
-        (Stage::Directory, Some(Dir::Path(path))) => error.about(path),
-        (Stage::Chroot, _) => match &plan.options.chroot {
-            Some(path) => error.about(path),
-            None => error,
-        },
-        (Stage::Descriptors, _) => match plan.extra.iter().map(|(to, _)| *to).max() {
-            // dup3(2) says EBADF of a number that is too high.
-            Some(to) if errno == libc::EBADF && open_files_max().is_some_and(|max| to as u64 >= max) => {
-                error.saying(format!("descriptor {to} is not below the limit on open files"))
-            }
-            _ => error,
-        },
-        _ => error,
+/// What nothing works without, asked for once: on success it is not asked again.
+fn check_kernel() -> Result<()> {
+    static CHECKED: AtomicBool = AtomicBool::new(false);
+    if CHECKED.load(Ordering::Relaxed) {
+        return Ok(());
     }
+    match sys::missing() {
+        Some(what) => Err(unsupported(what)),
+        None => {
+            CHECKED.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::new(ErrorKind::Unsupported).at(Stage::Clone).saying(format!("this kernel or sandbox lacks {what}"))
+}
+
+// ── whose fault it was ──
+
+/// The error of a step, with what it was about.
+fn blame(plan: &Plan<'_>, script: &Script, failure: Failure) -> Error {
+    let source = io::Error::from_raw_os_error(failure.errno);
+    let options = plan.options;
+    match failure.step {
+        Step::Clone => blame_clone(options, source),
+        Step::Table | Step::Sweep => Error::os(Stage::DescriptorTable, source),
+        Step::Descriptors(fd) => blame_descriptor(fd, source),
+        Step::Signals => Error::os(Stage::Signals, source),
+        Step::Act(index) => {
+            let stage = script.acts.get(index).map_or(Stage::Clone, Act::stage);
+            let path = match (stage, &options.cwd) {
+                (Stage::Directory, Some(Dir::Path(path))) => Some(path),
+                (Stage::Chroot, _) => options.chroot.as_ref(),
+                _ => None,
+            };
+            let error = Error::os(stage, source);
+            match path {
+                Some(path) => error.about(path),
+                None => error,
+            }
+        }
+        Step::Exec(index) => blame_exec(plan, script, index, source),
+    }
+}
+
+/// What a refused clone was about.
+fn blame_clone(options: &Options, source: io::Error) -> Error {
+    let by_itself = options.cgroup.is_none() && options.namespaces == 0;
+    match source.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM | libc::EINVAL) if by_itself => {
+            unsupported("clone with CLONE_PIDFD (Linux 5.2)").because(source)
+        }
+        Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Error::os(Stage::Clone, source),
+        Some(libc::EPERM | libc::EINVAL | libc::ENOSPC | libc::EUSERS) if options.namespaces != 0 => {
+            Error::os(Stage::Namespaces, source)
+        }
+        _ if options.cgroup.is_some() => Error::os(Stage::Cgroup, source),
+        _ => Error::os(Stage::Clone, source),
+    }
+}
+
+fn blame_descriptor(fd: RawFd, source: io::Error) -> Error {
+    // dup3(2) says EBADF of a number that is too high.
+    let too_high = source.raw_os_error() == Some(libc::EBADF) && open_files_max().is_some_and(|max| fd as u64 >= max);
+    let what = if too_high { " is not below the limit on open files" } else { "" };
+    Error::os(Stage::Descriptors, source).saying(format!("descriptor {fd}{what}"))
 }
 
 /// The soft limit; `None` if there is none.
@@ -248,38 +263,79 @@ fn open_files_max() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
+fn blame_exec(plan: &Plan<'_>, script: &Script, index: usize, source: io::Error) -> Error {
+    let only_one = script.paths.len() == 1;
+    let tried = script.paths.get(index).map(|path| Path::new(OsStr::from_bytes(path.as_bytes())));
+    let Some(path) = tried.filter(|_| only_one || source.raw_os_error() != Some(libc::ENOENT)) else {
+        return Error::os(Stage::Exec, source).about(plan.program);
+    };
+    let detail = what_is_wrong_with(plan.options, path, source.raw_os_error());
+    let error = Error::os(Stage::Exec, source).about(path);
+    match detail {
+        Some(detail) => error.saying(detail),
+        None => error,
+    }
+}
+
+/// What the errno of an exec does not say; as far as it can be seen from here.
+fn what_is_wrong_with(options: &Options, path: &Path, errno: Option<i32>) -> Option<&'static str> {
+    let from_here = options.chroot.is_none() && options.namespaces == 0;
+    let path = match &options.cwd {
+        None => path.to_owned(),
+        Some(Dir::Path(dir)) => dir.join(path),
+        Some(Dir::Fd(_)) if path.is_absolute() => path.to_owned(),
+        Some(Dir::Fd(_)) => return None,
+    };
+    let stat = rustix::fs::stat(path).ok().filter(|_| from_here)?;
+    match (errno?, FileType::from_raw_mode(stat.st_mode)) {
+        (libc::EACCES, FileType::Directory) => Some("it is a directory"),
+        (libc::ENOENT, FileType::RegularFile) => Some("the file is there, but not the interpreter or loader it names"),
+        _ => None,
+    }
+}
+
 struct BusyClock {
     until: Option<Instant>,
+    pause: Duration,
     tries: u32,
 }
 
 impl BusyClock {
     fn new(busy: Busy) -> BusyClock {
-        match busy {
-            Busy::Sleep { at_most } => BusyClock { until: Instant::now().checked_add(at_most), tries: 0 },
-            Busy::Spin { tries } => BusyClock { until: None, tries },
-        }
+        let (until, tries) = match busy {
+            Busy::Sleep { at_most } => (Instant::now().checked_add(at_most), 0),
+            Busy::Spin { tries } => (None, tries),
+        };
+        BusyClock { until, pause: BUSY_PAUSE, tries }
     }
 
-    fn may_try_again(&mut self) -> bool {
-        match self.until {
-            Some(until) if Instant::now() < until => {
-                std::thread::sleep(BUSY_PAUSE);
-                true
-            }
-            Some(_) => false,
-            None => {
-                let left = self.tries > 1;
-                self.tries = self.tries.saturating_sub(1);
-                left
-            }
+    fn may_try_again(&mut self, failure: Failure) -> bool {
+        if !matches!(failure, Failure { step: Step::Exec(_), errno: libc::ETXTBSY }) {
+            return false;
         }
+        if let Some(until) = self.until {
+            let left = until.saturating_duration_since(Instant::now());
+            std::thread::sleep(self.pause.min(left));
+            self.pause *= 2;
+            return !left.is_zero();
+        }
+        self.tries = self.tries.saturating_sub(1);
+        self.tries > 0
     }
 }
 
 // ── what this kernel allows ──
 
-/// What was refused once (by an older kernel, or a sandbox) is not tried again.
+/// The newer calls: whether each may be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ways {
+    clone3: bool,
+    clear_handlers: bool,
+    shared_table: bool,
+    close_range: bool,
+}
+
+/// What was refused, by an older kernel or a sandbox, and not missed: it is not tried again.
 struct Refused {
     clone3: AtomicBool,
     clear_handlers: AtomicBool,
@@ -294,58 +350,124 @@ static REFUSED: Refused = Refused {
     close_range: AtomicBool::new(false),
 };
 
-/// The next try goes without; also if another thread has learnt it meanwhile.
-fn remember_refusal(what: &AtomicBool) -> bool {
-    what.store(true, Ordering::Relaxed);
-    true
-}
-
-fn choose_manner(plan: &Plan<'_>, table_end: Option<u32>) -> Manner {
-    let clone3 = !REFUSED.clone3.load(Ordering::Relaxed);
-    let shared = !REFUSED.shared_table.load(Ordering::Relaxed);
-    Manner {
-        table: table_end.filter(|_| shared).map_or(Table::Copied, Table::SharedBelow),
-        clone3,
-        clear_handlers: clone3 && !REFUSED.clear_handlers.load(Ordering::Relaxed),
-        flags: plan.options.namespaces & !BY_UNSHARE,
-        cgroup: plan.options.cgroup.as_ref().filter(|_| clone3).map(|fd| fd.as_raw_fd()),
-    }
-}
-
-/// Whether the clone is worth another try, in another manner.
-fn learn_from(error: &io::Error, manner: Manner) -> bool {
-    match error.raw_os_error() {
-        // Hidden by an older kernel or a sandbox (which also answers EPERM); plain clone cannot be.
-        Some(libc::ENOSYS | libc::EPERM) if manner.clone3 && manner.cgroup.is_none() => {
-            remember_refusal(&REFUSED.clone3)
+impl Ways {
+    fn known() -> Ways {
+        let allowed = |refused: &AtomicBool| !refused.load(Ordering::Relaxed);
+        let clone3 = allowed(&REFUSED.clone3);
+        Ways {
+            clone3,
+            clear_handlers: clone3 && allowed(&REFUSED.clear_handlers),
+            shared_table: allowed(&REFUSED.shared_table),
+            close_range: allowed(&REFUSED.close_range),
         }
-        // Before Linux 5.5.
-        Some(libc::EINVAL) if manner.clear_handlers => remember_refusal(&REFUSED.clear_handlers),
-        // A `struct clone_args` of before 5.7.
-        Some(libc::E2BIG) if manner.clone3 => remember_refusal(&REFUSED.clone3),
-        _ => false,
+    }
+
+    /// A spawn succeeded in these. Only that says that what is missing was refused for its own sake: `EPERM` and `EINVAL` may as well be
+    /// about a namespace.
+    fn remember(self) {
+        for (allowed, refused) in [
+            (self.clone3, &REFUSED.clone3),
+            (self.clear_handlers || !self.clone3, &REFUSED.clear_handlers),
+            (self.shared_table, &REFUSED.shared_table),
+            (self.close_range, &REFUSED.close_range),
+        ] {
+            if !allowed {
+                refused.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What is left to try after a refusal; `None` if that was none, or nothing is left.
+    fn without_the_refused(self, failure: Failure, sweep: Sweep) -> Option<Ways> {
+        use libc::{E2BIG, EINVAL, ENOSYS, EPERM};
+        match (failure.step, failure.errno) {
+            // Before Linux 5.5.
+            (Step::Clone, EINVAL) if self.clear_handlers => Some(Ways { clear_handlers: false, ..self }),
+            // Hidden by an older kernel or a sandbox; or a `struct clone_args` of before 5.7. Plain clone cannot be hidden.
+            (Step::Clone, ENOSYS | EPERM | E2BIG) if self.clone3 => {
+                Some(Ways { clone3: false, clear_handlers: false, ..self })
+            }
+            (Step::Table, ENOSYS | EPERM | EINVAL) if self.shared_table => Some(Ways { shared_table: false, ..self }),
+            // Before 5.11 one of its flags; else all of it, and with it the other way to make a private table.
+            (Step::Sweep, EINVAL) if sweep == Sweep::Range => Some(Ways { close_range: false, ..self }),
+            (Step::Sweep, ENOSYS | EPERM) if sweep == Sweep::Range => {
+                Some(Ways { close_range: false, shared_table: false, ..self })
+            }
+            _ => None,
+        }
     }
 }
 
-fn sweep_was_refused(script: &Script, errno: i32) -> bool {
-    let refused = matches!(errno, libc::ENOSYS | libc::EPERM | libc::EINVAL);
-    matches!(script.sweep, Sweep::Range) && refused && remember_refusal(&REFUSED.close_range)
+fn choose_manner(plan: &Plan<'_>, script: &Script, ways: Ways) -> Manner {
+    let shared = table_end(plan, script).filter(|_| ways.shared_table);
+    Manner {
+        table: shared.map_or(Table::Copied, Table::SharedBelow),
+        clone3: ways.clone3,
+        clear_handlers: ways.clear_handlers,
+        flags: plan.options.namespaces & !BY_UNSHARE,
+        cgroup: plan.options.cgroup.as_ref().filter(|_| ways.clone3).map(|fd| fd.as_raw_fd()),
+    }
 }
 
-/// A credential change in shared memory clears the parent's dumpable flag for good. It is put back, if it was set, when the child has
-/// its own memory; one at a time, or one spawn would put it back inside another one's window.
+/// A credential change in shared memory clears the parent's dumpable flag for good. It is put back, if it was set, when no child that
+/// changes its ids shares our memory any more: the flag is all that keeps their new user from reading it.
+///
+/// No lock is held while a child is born: one that hangs there must not hold up the others.
 fn keep_dumpable<T>(options: &Options, clone: impl FnOnce() -> T) -> T {
     if options.uid.is_none() && options.gid.is_none() && options.groups.is_none() {
         return clone();
     }
-    static CHANGING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
-    let was_dumpable = dumpable::get();
+    let changing = Changing::current();
+    changing.enter();
     let result = clone();
-    if was_dumpable {
-        dumpable::set();
-    }
+    changing.leave();
     result
+}
+
+/// The children that change their ids between clone and exec.
+struct Changing {
+    /// The process they belong to: in a forked copy its lock may be held by a thread that is not there.
+    generation: u64,
+    now: Mutex<Births>,
+}
+
+#[derive(Default)]
+struct Births {
+    number: usize,
+    /// Before the first of them.
+    was_dumpable: bool,
+}
+
+static CHANGING: Leaked<Changing> = Leaked::new();
+
+impl Changing {
+    fn current() -> &'static Changing {
+        loop {
+            let known = CHANGING.get();
+            match known {
+                Some(changing) if changing.generation == generation() => return changing,
+                _ => {}
+            }
+            CHANGING.replace(known, Box::new(Changing { generation: generation(), now: Mutex::default() }));
+        }
+    }
+
+    fn enter(&self) {
+        let mut births = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if births.number == 0 {
+            births.was_dumpable = dumpable::get();
+        }
+        births.number += 1;
+    }
+
+    fn leave(&self) {
+        let mut births = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        births.number -= 1;
+        // Under the lock: the next one could begin before the flag is set.
+        if births.number == 0 && births.was_dumpable {
+            dumpable::set();
+        }
+    }
 }
 
 /// What the child needs of our table sits below this; `None` if it needs all of it.
@@ -354,13 +476,8 @@ fn table_end(plan: &Plan<'_>, script: &Script) -> Option<u32> {
         return None;
     }
     let from = script.moves.iter().map(|this| this.from);
-    let cwd = match &plan.options.cwd {
-        Some(Dir::Fd(fd)) => Some(fd.as_raw_fd()),
-        _ => None,
-    };
-    let cgroup = plan.options.cgroup.as_ref().map(|fd| fd.as_raw_fd());
     let program = descriptor_of(plan.program);
-    let highest = from.chain(script.kept.iter().copied()).chain(cwd).chain(cgroup).chain(program).max().unwrap_or(0);
+    let highest = from.chain(script.kept.iter().copied()).chain(program).max().unwrap_or(0);
     Some(highest.max(2) as u32 + 1)
 }
 
@@ -373,17 +490,18 @@ fn descriptor_of(program: &OsStr) -> Option<RawFd> {
 
 // ── the script ──
 
-fn write_script(plan: &Plan<'_>, null: Option<RawFd>) -> Result<Script> {
+fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Result<Script> {
     let options = plan.options;
+    let moves = Moves::new(plan, null, ways);
     Ok(Script {
-        sweep: sweep(options),
-        moves: moves(plan, null),
+        sweep: sweep(options, ways),
+        acts: acts(options, &moves)?,
+        moves: moves.list,
         stderr_is_stdout: matches!(plan.stdio[2], Source::SameAsStdout),
         kept: options.inherit.clone(),
         reset_ignored: options.reset_signals,
         ignored: options.ignored_signals.clone(),
         mask: options.signal_mask,
-        acts: acts(options)?,
         paths: paths(plan)?,
         argv: Strings::new(plan.argv.clone()),
         envp: Strings::new(match &plan.env {
@@ -405,13 +523,13 @@ fn inherited_env() -> Vec<CString> {
     std::env::vars_os().filter_map(entry).collect()
 }
 
-fn sweep(options: &Options) -> Sweep {
+fn sweep(options: &Options, ways: Ways) -> Sweep {
     if options.inherit_fds {
         Sweep::Nothing
-    } else if REFUSED.close_range.load(Ordering::Relaxed) {
-        Sweep::UpTo(highest_descriptor())
-    } else {
+    } else if ways.close_range {
         Sweep::Range
+    } else {
+        Sweep::UpTo(highest_descriptor())
     }
 }
 
@@ -427,22 +545,47 @@ fn highest_descriptor() -> RawFd {
     seen.map_or_else(|| open_files_max().and_then(|n| RawFd::try_from(n).ok()).unwrap_or(1 << 20), |fd| fd + MARGIN)
 }
 
-fn moves(plan: &Plan<'_>, null: Option<RawFd>) -> Vec<Move> {
-    let stdio = plan.stdio.iter().enumerate().filter_map(|(to, source)| match source {
-        Source::Null => null.map(|from| (from, to as RawFd)),
-        Source::Fd(fd) => Some((fd.as_raw_fd(), to as RawFd)),
-        Source::Inherit | Source::SameAsStdout => None,
-    });
-    let pairs: Vec<(RawFd, RawFd)> = stdio.chain(plan.extra.iter().map(|(to, fd)| (fd.as_raw_fd(), *to))).collect();
-    pairs
-        .iter()
-        .map(|&(from, to)| Move {
+/// The descriptors that the child takes over, and where those are that its acts need.
+struct Moves {
+    list: Vec<Move>,
+    cwd: Option<usize>,
+    /// Where it cannot be born in the cgroup.
+    cgroup: Option<usize>,
+}
+
+impl Moves {
+    fn new(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Moves {
+        let stdio = plan.stdio.iter().enumerate().filter_map(|(to, source)| match source {
+            Source::Null => null.map(|from| (from, Some(to as RawFd))),
+            Source::Fd(fd) => Some((fd.as_raw_fd(), Some(to as RawFd))),
+            Source::Inherit | Source::SameAsStdout => None,
+        });
+        let extra = plan.extra.iter().map(|(to, fd)| (fd.as_raw_fd(), Some(*to)));
+        let mut pairs: Vec<(RawFd, Option<RawFd>)> = stdio.chain(extra).collect();
+        let mut for_an_act = |fd: Option<&Arc<OwnedFd>>| {
+            fd.map(|fd| {
+                pairs.push((fd.as_raw_fd(), None));
+                pairs.len() - 1
+            })
+        };
+        let cwd = for_an_act(match &plan.options.cwd {
+            Some(Dir::Fd(fd)) => Some(fd),
+            _ => None,
+        });
+        let cgroup = for_an_act(plan.options.cgroup.as_ref().filter(|_| !ways.clone3));
+        let is_overwritten = |this: (RawFd, Option<RawFd>)| {
+            let by_another = pairs.iter().any(|(other, to)| *to == Some(this.0) && (*other, *to) != this);
+            // A stderr that is stdout overwrites, too.
+            by_another || this.1.is_none() && this.0 < 3
+        };
+        let list = pairs.iter().map(|&(from, to)| Move {
             from,
             to,
-            lift: pairs.iter().any(|(other, target)| *target == from && (*other, *target) != (from, to)),
+            lift: is_overwritten((from, to)),
             lifted: AtomicI32::new(-1),
-        })
-        .collect()
+        });
+        Moves { list: list.collect(), cwd, cgroup }
+    }
 }
 
 fn c_path(path: &Path, stage: Stage) -> Result<CString> {
@@ -451,13 +594,15 @@ fn c_path(path: &Path, stage: Stage) -> Result<CString> {
 }
 
 /// The child's steps, in the order in which they do not undo each other: credentials late, and after them the parent-death signal alone.
-fn acts(options: &Options) -> Result<Vec<Act>> {
+fn acts(options: &Options, moves: &Moves) -> Result<Vec<Act>> {
     let mut acts = Vec::new();
     namespaces(options, &mut acts);
     if options.session {
         acts.push(Act::NewSession);
     }
     match options.group {
+        // Who starts a session leads its group already.
+        Some(Group::New) if options.session => {}
         Some(Group::New) => acts.push(Act::JoinGroup(0)),
         Some(Group::Join(group)) => acts.push(Act::JoinGroup(group)),
         None => {}
@@ -468,13 +613,13 @@ fn acts(options: &Options) -> Result<Vec<Act>> {
         None => {}
     }
     acts.extend(options.foreground.map(Act::Foreground));
-    resources(options, &mut acts);
+    resources(options, moves, &mut acts);
     if let Some(root) = &options.chroot {
         acts.push(Act::Chroot(c_path(root, Stage::Chroot)?));
     }
     match &options.cwd {
         Some(Dir::Path(path)) => acts.push(Act::Chdir(c_path(path, Stage::Directory)?)),
-        Some(Dir::Fd(fd)) => acts.push(Act::ChdirFd(fd.as_raw_fd())),
+        Some(Dir::Fd(_)) => acts.extend(moves.cwd.map(Act::ChdirMove)),
         None => {}
     }
     acts.extend(options.umask.map(Act::Umask));
@@ -504,7 +649,12 @@ fn namespaces(options: &Options, acts: &mut Vec<Act>) {
     acts.extend(options.uid_map.map(|ids| map("/proc/self/uid_map", ids)));
 }
 
-fn resources(options: &Options, acts: &mut Vec<Act>) {
+fn resources(options: &Options, moves: &Moves, acts: &mut Vec<Act>) {
+    acts.extend(moves.cgroup.map(Act::EnterCgroup));
+    acts.extend(options.oom_score_adj.map(|value| {
+        Act::WriteFile(Stage::OomScore, c"/proc/self/oom_score_adj".into(), value.to_string().into_bytes())
+    }));
+    // After what opens files, before what may need a higher limit.
     acts.extend(options.limits.iter().map(|&(resource, soft, hard)| Act::Limit { resource, soft, hard }));
     acts.extend(options.affinity.as_ref().map(|cpus| {
         let mut words = vec![0; cpus.iter().max().map_or(1, |last| last / 64 + 1)];
@@ -516,13 +666,6 @@ fn resources(options: &Options, acts: &mut Vec<Act>) {
     acts.extend(options.scheduler.map(|(policy, priority)| Act::Scheduler { policy, priority }));
     acts.extend(options.nice.map(Act::Nice));
     acts.extend(options.io_priority.map(Act::IoPriority));
-    if let (Some(dir), true) = (&options.cgroup, REFUSED.clone3.load(Ordering::Relaxed)) {
-        let file = CString::new(format!("/proc/self/fd/{}/cgroup.procs", dir.as_raw_fd())).unwrap_or_default();
-        acts.push(Act::WriteFile(Stage::Cgroup, file, b"0".to_vec()));
-    }
-    acts.extend(options.oom_score_adj.map(|value| {
-        Act::WriteFile(Stage::OomScore, c"/proc/self/oom_score_adj".into(), value.to_string().into_bytes())
-    }));
 }
 
 fn privileges(options: &Options, acts: &mut Vec<Act>) {
@@ -535,8 +678,8 @@ fn privileges(options: &Options, acts: &mut Vec<Act>) {
     }
     match &options.groups {
         Some(groups) => acts.push(Act::Groups(groups.clone())),
-        // As std: another user does not keep our groups. Only root may drop them, and only root can become another user.
-        None if options.uid.is_some() && rustix::process::geteuid().is_root() => acts.push(Act::Groups(Vec::new())),
+        // As std: another user does not keep our groups. In a new user namespace they are nobody's, and cannot be dropped.
+        None if options.namespaces & libc::CLONE_NEWUSER as u64 == 0 => acts.extend(options.uid.map(Act::ClearGroups)),
         None => {}
     }
     acts.extend(options.gid.map(Act::Gid));
@@ -556,14 +699,19 @@ fn paths(plan: &Plan<'_>) -> Result<Vec<CString>> {
     }
     let search = plan.search_path.clone().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
     let candidates = if search.is_empty() { Vec::new() } else { candidates(program, &search) };
-    let options = plan.options;
-    if options.chroot.is_some() || options.namespaces != 0 || options.uid.is_some() {
-        // What is there, and who may execute it, is decided by then.
+    if is_looked_up_by_the_child(plan.options) {
         let absolute = candidates.iter().filter(|path| path.is_absolute());
         let paths: Vec<CString> = absolute.map(|path| c_path(path, Stage::Lookup)).collect::<Result<_>>()?;
         return if paths.is_empty() { Err(not_found(program, libc::ENOENT)) } else { Ok(paths) };
     }
     Ok(vec![c_path(&look_up(program, candidates)?, Stage::Lookup)?])
+}
+
+/// What is there, and who may execute it, is decided by steps of the child's.
+fn is_looked_up_by_the_child(options: &Options) -> bool {
+    let other_files = options.namespaces & (libc::CLONE_NEWNS | libc::CLONE_NEWUSER) as u64 != 0;
+    let other_rights = options.uid.is_some() || options.gid.is_some() || options.groups.is_some();
+    options.chroot.is_some() || other_files || other_rights
 }
 
 fn candidates(program: &OsStr, search: &OsStr) -> Vec<PathBuf> {
@@ -618,7 +766,7 @@ fn is_executable(path: &Path) -> std::result::Result<bool, i32> {
 fn null_device() -> Result<RawFd> {
     static NULL: AtomicI32 = AtomicI32::new(-1);
     let known = NULL.load(Ordering::Acquire);
-    if known >= 0 && crate::sys::is_null_device(known) {
+    if known >= 0 && sys::is_null_device(known) {
         return Ok(known);
     }
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -626,10 +774,11 @@ fn null_device() -> Result<RawFd> {
     let fd = opened.map_err(|e| Error::os(Stage::Streams, e.into()).about("/dev/null"))?;
     // Low numbers cost a spawn nothing, but 0 to 2 are the host's.
     let fd = if fd.as_raw_fd() < 3 { raise_to(fd, 3) } else { fd };
-    let number = crate::sys::keep_open(fd);
-    // Another thread may have opened one, too: it leaks, once.
-    NULL.store(number, Ordering::Release);
-    Ok(number)
+    match NULL.compare_exchange(known, fd.as_raw_fd(), Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Ok(sys::keep_open(fd)),
+        // Another thread was first; ours is closed.
+        Err(other) => Ok(other),
+    }
 }
 
 /// Moves a long-lived descriptor of ours out of the low numbers, which spawns copy; where that cannot be done it stays.
@@ -653,8 +802,10 @@ fn raise_to(fd: OwnedFd, low: RawFd) -> OwnedFd {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors), or what opening `/dev/null` says.
+/// [`ErrorKind::Unsupported`] if this kernel or sandbox lacks what nothing works without; [`ErrorKind::NoDescriptors`], or what opening
+/// `/dev/null` says.
 pub fn init() -> Result<()> {
+    check_kernel()?;
     null_device().map(drop)
 }
 
@@ -691,13 +842,13 @@ impl fmt::Display for Capabilities {
 
 /// Asks the kernel, by calls that do nothing.
 pub fn capabilities() -> Capabilities {
-    let probed = crate::sys::probe();
-    let allowed = |there: bool, refused: &AtomicBool| there && !refused.load(Ordering::Relaxed);
+    let probed = sys::probe();
+    let ways = Ways::known();
     Capabilities {
-        clone3: allowed(probed.clone3, &REFUSED.clone3),
-        clear_handlers: allowed(probed.clone3, &REFUSED.clone3) && !REFUSED.clear_handlers.load(Ordering::Relaxed),
-        shared_table: allowed(probed.close_range, &REFUSED.shared_table),
-        close_range: allowed(probed.close_range, &REFUSED.close_range),
+        clone3: probed.clone3 && ways.clone3,
+        clear_handlers: probed.clone3 && ways.clear_handlers,
+        shared_table: probed.close_range && ways.shared_table,
+        close_range: probed.close_range && ways.close_range,
         group_signals: probed.group_signals && process::group_flag_works(),
     }
 }

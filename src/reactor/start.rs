@@ -96,7 +96,6 @@ fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Ar
 fn bear(cell: &Arc<Cell>, command: &Command, wires: Wires, manner: Manner) -> Result<()> {
     // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the slot.
     refuse_if_stopped(command)?;
-    let options = spawn::clear_of(&command.extra, &command.options)?;
     let born = spawn::spawn(&Plan {
         program: command.get_program(),
         argv: command.argv()?,
@@ -104,7 +103,7 @@ fn bear(cell: &Arc<Cell>, command: &Command, wires: Wires, manner: Manner) -> Re
         search_path: command.search_path(),
         stdio: wires.sources(),
         extra: command.extra.iter().map(|(number, fd)| (*number, fd.as_fd())).collect(),
-        options: &options,
+        options: &command.options,
         publish: &cell.published,
         retry_busy: manner.busy,
         raise: manner.watched && wires.crowded,

@@ -4,19 +4,18 @@
 //! In the child: raw system calls only, no allocation, no lock, no panic, no libc.
 
 use std::cell::Cell;
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::process::Published;
-use super::raw::{KernelSigaction, call, clone_running, signal_restorer};
+use super::raw::{KernelSigaction, call, clone_args, clone_running, signal_restorer};
 use crate::error::Stage;
 
-/// Enough for the child: it runs a few functions of this file. A page below it is a guard.
-const STACK_BYTES: usize = 64 << 10;
-const GUARD_BYTES: usize = 4096;
+/// A child's stack with its guard page (64 KiB on some kernels), aligned to its own size. Enough: it runs a few functions of this file.
+const STACK_BYTES: usize = 128 << 10;
 const SIGNALS_END: i32 = 65;
 /// Kernel constants that `libc` has as an `int`, where they are 0.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
@@ -46,7 +45,7 @@ pub(crate) struct Manner {
 }
 
 /// What the child closes before the program runs, of what it was not given.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sweep {
     Nothing,
     /// All of them, by one call.
@@ -70,9 +69,12 @@ pub(crate) enum Act {
     Unshare(u64),
     /// Writes these bytes to this file: `/proc/self/…`.
     WriteFile(Stage, CString, Vec<u8>),
+    /// Writes to `cgroup.procs` in the directory that this move brings.
+    EnterCgroup(usize),
     Chroot(CString),
     Chdir(CString),
-    ChdirFd(RawFd),
+    /// Into the directory that this move brings.
+    ChdirMove(usize),
     Umask(u32),
     /// By so much, as nice(2).
     Nice(i32),
@@ -92,6 +94,8 @@ pub(crate) enum Act {
     RaiseAmbient(Vec<u32>),
     KeepCapabilities,
     NoNewPrivileges,
+    /// No supplementary groups, for this new user id; whoever stays who he is may have to keep them.
+    ClearGroups(u32),
     Groups(Vec<u32>),
     Gid(u32),
     Uid(u32),
@@ -109,8 +113,9 @@ impl Act {
             Act::Foreground(_) => Stage::Foreground,
             Act::Unshare(_) => Stage::Namespaces,
             Act::WriteFile(stage, ..) => *stage,
+            Act::EnterCgroup(_) => Stage::Cgroup,
             Act::Chroot(_) => Stage::Chroot,
-            Act::Chdir(_) | Act::ChdirFd(_) => Stage::Directory,
+            Act::Chdir(_) | Act::ChdirMove(_) => Stage::Directory,
             Act::Umask(_) => Stage::Umask,
             Act::Nice(_) => Stage::Nice,
             Act::Limit { .. } => Stage::ResourceLimit,
@@ -119,7 +124,7 @@ impl Act {
             Act::Scheduler { .. } => Stage::Scheduler,
             Act::DropBounding(_) | Act::RaiseAmbient(_) | Act::KeepCapabilities => Stage::Capabilities,
             Act::NoNewPrivileges => Stage::NoNewPrivileges,
-            Act::Groups(_) => Stage::Groups,
+            Act::ClearGroups(_) | Act::Groups(_) => Stage::Groups,
             Act::Gid(_) => Stage::Gid,
             Act::Uid(_) => Stage::Uid,
             Act::ParentDeath(..) => Stage::ParentDeathSignal,
@@ -128,15 +133,23 @@ impl Act {
     }
 }
 
-/// A descriptor of the parent's that the child gets under a number of its own.
+/// A descriptor of the parent's that the child gets under a number of its own, or that one of its acts needs.
 #[derive(Debug)]
 pub(crate) struct Move {
     pub(crate) from: RawFd,
-    pub(crate) to: RawFd,
+    /// `None`: for an act alone.
+    pub(crate) to: Option<RawFd>,
     /// `from` is where another one goes.
     pub(crate) lift: bool,
     /// The child's note of where it lifted it to.
     pub(crate) lifted: AtomicI32,
+}
+
+impl Move {
+    /// Where it is when all that had to be lifted is.
+    fn source(&self) -> RawFd {
+        if self.lift { self.lifted.load(Ordering::Relaxed) } else { self.from }
+    }
 }
 
 /// Everything the child has to do. Plain data, ready before the clone.
@@ -190,17 +203,58 @@ impl std::fmt::Debug for Strings {
 /// What the child says of itself, in shared memory.
 #[derive(Debug, Default)]
 struct Report {
-    /// The index of the failed act, or one of the numbers below; 0: none.
+    /// What failed, by its code; 0: nothing.
     failed: AtomicU32,
     errno: AtomicI32,
+    /// Which descriptor, or which path.
+    which: AtomicI32,
 }
 
-/// The steps that are not in the list of acts.
+/// The codes of the steps that are not in the list of acts.
 const AT_TABLE: u32 = 1;
-const AT_DESCRIPTORS: u32 = 2;
-const AT_SIGNALS: u32 = 3;
-const AT_EXEC: u32 = 4;
+const AT_SWEEP: u32 = 2;
+const AT_DESCRIPTORS: u32 = 3;
+const AT_SIGNALS: u32 = 4;
+const AT_EXEC: u32 = 5;
 const AT_ACTS: u32 = 16;
+
+/// A step of the child's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The clone itself: there is no child.
+    Clone,
+    Table,
+    Sweep,
+    /// Of the descriptor that has this number, here or in the child.
+    Descriptors(RawFd),
+    Signals,
+    /// The act at this place of the list.
+    Act(usize),
+    /// Of the path at this place of the list.
+    Exec(usize),
+}
+
+impl Step {
+    fn of(report: &Report) -> Option<Step> {
+        let which = report.which.load(Ordering::Acquire);
+        Some(match report.failed.load(Ordering::Acquire) {
+            0 => return None,
+            AT_TABLE => Step::Table,
+            AT_SWEEP => Step::Sweep,
+            AT_DESCRIPTORS => Step::Descriptors(which),
+            AT_SIGNALS => Step::Signals,
+            AT_EXEC => Step::Exec(which as usize),
+            act => Step::Act((act - AT_ACTS) as usize),
+        })
+    }
+}
+
+/// What failed, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) step: Step,
+    pub(crate) errno: i32,
+}
 
 /// What became of a clone.
 #[derive(Debug)]
@@ -208,7 +262,7 @@ pub(crate) enum Outcome {
     /// It has exec'd; or a signal killed it before, which its status will tell.
     Born { pid: u32, pidfd: OwnedFd },
     /// It exited in this step; it must be reaped through the pidfd.
-    Failed { stage: Stage, errno: i32, pidfd: OwnedFd },
+    Failed { failure: Failure, pidfd: OwnedFd },
 }
 
 /// Clones a child that follows `script`; returns when it has exec'd or exited. The kernel writes the pidfd's number into `published`
@@ -218,35 +272,22 @@ pub(crate) enum Outcome {
 pub(crate) fn clone(script: &Script, manner: Manner, published: &Published) -> io::Result<Outcome> {
     let report = Report::default();
     let order = Order { script, manner, report: &report };
-    // Touched here, so that the child's handler finds it in place.
-    SWALLOWED.set(0);
-    let cloned = with_stack(|stack| {
+    let (pid, swallowed) = with_stack(|stack| {
+        stack.swallowed().store(0, Ordering::Relaxed);
         let before = block_all_signals();
         let result = clone_on(stack, &order, published);
         restore_signals(before);
-        result
-    });
-    let pid = cloned?;
+        result.map(|pid| (pid, stack.swallowed().load(Ordering::Acquire)))
+    })?;
     let raw = published.number();
     // SAFETY: the kernel opened it for us by CLONE_PIDFD, and nobody closes it but us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(raw) };
-    let failed = report.failed.load(Ordering::Acquire);
-    if failed != 0 {
+    if let Some(step) = Step::of(&report) {
         let errno = report.errno.load(Ordering::Acquire);
-        return Ok(Outcome::Failed { stage: stage_of(script, failed), errno, pidfd });
+        return Ok(Outcome::Failed { failure: Failure { step, errno }, pidfd });
     }
-    send_on_stops(raw);
+    send_on_stops(raw, swallowed);
     Ok(Outcome::Born { pid, pidfd })
-}
-
-fn stage_of(script: &Script, failed: u32) -> Stage {
-    match failed {
-        AT_TABLE => Stage::DescriptorTable,
-        AT_DESCRIPTORS => Stage::Descriptors,
-        AT_SIGNALS => Stage::Signals,
-        AT_EXEC => Stage::Exec,
-        act => script.acts.get((act - AT_ACTS) as usize).map_or(Stage::Exec, Act::stage),
-    }
 }
 
 /// `struct clone_args`, to `cgroup` (Linux 5.7); a kernel that does not know the end of it takes zeros there.
@@ -266,14 +307,15 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-fn clone_on(stack: *mut c_void, order: &Order<'_>, published: &Published) -> io::Result<u32> {
+fn clone_on(stack: &Stack, order: &Order<'_>, published: &Published) -> io::Result<u32> {
     let manner = order.manner;
-    let mut flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64 | manner.flags;
+    let always = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::CLONE_CHILD_SETTID;
+    let mut flags = always as u64 | manner.flags;
     if matches!(manner.table, Table::SharedBelow(_)) {
         flags |= libc::CLONE_FILES as u64;
     }
     let data = ptr::from_ref(order).cast();
-    let pidfd = published.as_ptr();
+    let (pidfd, child) = published.as_ptrs();
     let result = if manner.clone3 {
         if manner.clear_handlers {
             flags |= CLONE_CLEAR_SIGHAND;
@@ -284,9 +326,10 @@ fn clone_on(stack: *mut c_void, order: &Order<'_>, published: &Published) -> io:
         let args = CloneArgs {
             flags,
             pidfd: pidfd as u64,
+            child_tid: child as u64,
             exit_signal: libc::SIGCHLD as u64,
-            stack: stack as u64,
-            stack_size: STACK_BYTES as u64,
+            stack: stack.bottom() as u64,
+            stack_size: (stack.top() - stack.bottom()) as u64,
             cgroup: manner.cgroup.unwrap_or(0) as u64,
             ..CloneArgs::default()
         };
@@ -296,12 +339,9 @@ fn clone_on(stack: *mut c_void, order: &Order<'_>, published: &Published) -> io:
             clone_running(libc::SYS_clone3, args, child_main, data)
         }
     } else {
-        let top = stack as usize + STACK_BYTES;
-        // SAFETY: clone(2); as above. The third argument is where CLONE_PIDFD writes.
-        unsafe {
-            let args = [flags as usize | libc::SIGCHLD as usize, top, pidfd as usize, 0, 0];
-            clone_running(libc::SYS_clone, args, child_main, data)
-        }
+        let args = clone_args(flags as usize | libc::SIGCHLD as usize, stack.top(), pidfd, child);
+        // SAFETY: clone(2); as above.
+        unsafe { clone_running(libc::SYS_clone, args, child_main, data) }
     };
     check(result).map(|pid| pid as u32).map_err(io::Error::from_raw_os_error)
 }
@@ -313,56 +353,88 @@ fn check(result: isize) -> Result<usize, i32> {
 
 // ── stacks and signals, in the parent ──
 
+/// From below: a guard page, the stack, a word for [`note_stop`].
 struct Stack(*mut c_void);
 
 impl Stack {
     /// mmap(2).
     fn new() -> io::Result<Stack> {
+        const RESERVED_BYTES: usize = 2 * STACK_BYTES;
         // SAFETY: fresh anonymous memory.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                STACK_BYTES + GUARD_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
-                -1,
-                0,
-            )
+        let reserved = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+            libc::mmap(ptr::null_mut(), RESERVED_BYTES, libc::PROT_NONE, flags, -1, 0)
         };
-        if base == libc::MAP_FAILED {
+        if reserved == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: mprotect(2) of the first page of that mapping.
-        unsafe { libc::mprotect(base, GUARD_BYTES, libc::PROT_NONE) };
-        Ok(Stack(base))
+        // As much of it as is aligned; both ends go back.
+        let before = reserved.align_offset(STACK_BYTES);
+        let stack = Stack(reserved.wrapping_byte_add(before));
+        let end = stack.0.wrapping_byte_add(STACK_BYTES);
+        let (guard, after) = (rustix::param::page_size(), STACK_BYTES - before);
+        // SAFETY: munmap(2) and mprotect(2) of parts of that mapping, which nobody uses yet.
+        unsafe {
+            if before > 0 {
+                libc::munmap(reserved, before);
+            }
+            if after > 0 {
+                libc::munmap(end, after);
+            }
+            let usable = stack.0.wrapping_byte_add(guard);
+            if libc::mprotect(usable, STACK_BYTES - guard, libc::PROT_READ | libc::PROT_WRITE) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(stack)
     }
 
-    fn bottom(&self) -> *mut c_void {
-        self.0.wrapping_byte_add(GUARD_BYTES)
+    fn bottom(&self) -> usize {
+        self.0 as usize + rustix::param::page_size()
     }
+
+    /// A multiple of 16.
+    fn top(&self) -> usize {
+        self.0 as usize + STACK_BYTES - 16
+    }
+
+    fn swallowed(&self) -> &AtomicU64 {
+        // SAFETY: the word is in the stack's mapping, above the stack itself, and only ever used as this atomic.
+        unsafe { swallowed_above(self.0) }
+    }
+}
+
+/// The word above the stack that this is an address in: the stop signals that the half-born child took in the program's place, as bits. No
+/// thread-local variable: in a library that was loaded later libc would have to be asked for its address.
+///
+/// # Safety
+///
+/// The stack is mapped for as long as the reference is used.
+unsafe fn swallowed_above<'a, T>(inside: *const T) -> &'a AtomicU64 {
+    let top = (inside as usize & !(STACK_BYTES - 1)) + STACK_BYTES - 16;
+    // SAFETY: the caller's; the address is a multiple of 16, and `Stack::new` has given its provenance away by casting it to a number.
+    unsafe { &*ptr::with_exposed_provenance(top) }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
         // SAFETY: munmap(2) of our own mapping; no child runs on it: we slept until it did not.
-        unsafe { libc::munmap(self.0, STACK_BYTES + GUARD_BYTES) };
+        unsafe { libc::munmap(self.0, STACK_BYTES) };
     }
 }
 
 thread_local! {
     /// Kept from one spawn to the next.
     static STACK: Cell<Option<Stack>> = const { Cell::new(None) };
-    /// The stop signals that the half-born child took in our place, as bits. The child shares this thread's storage.
-    static SWALLOWED: Cell<u64> = const { Cell::new(0) };
 }
 
-fn with_stack<T>(f: impl FnOnce(*mut c_void) -> io::Result<T>) -> io::Result<T> {
+fn with_stack<T>(f: impl FnOnce(&Stack) -> io::Result<T>) -> io::Result<T> {
     // Where the thread's storage is gone already a stack is made for this once.
     let stack = match STACK.try_with(Cell::take).ok().flatten() {
         Some(stack) => stack,
         None => Stack::new()?,
     };
-    let result = f(stack.bottom());
+    let result = f(&stack);
     let _ = STACK.try_with(|kept| kept.set(Some(stack)));
     result
 }
@@ -385,11 +457,7 @@ fn restore_signals(mask: u64) {
 }
 
 /// What the child's handler took in place of the program is sent to it again.
-fn send_on_stops(raw_pidfd: RawFd) {
-    let swallowed = SWALLOWED.get();
-    if swallowed == 0 {
-        return;
-    }
+fn send_on_stops(raw_pidfd: RawFd, swallowed: u64) {
     for signal in STOPS.into_iter().filter(|signal| swallowed & bit(*signal) != 0) {
         let _ = super::process::signal_unborn(raw_pidfd, signal);
     }
@@ -410,7 +478,8 @@ struct Order<'a> {
     report: &'a Report,
 }
 
-type Step = Result<(), (u32, i32)>;
+/// (code, errno, which): see [`Report`].
+type Mishap = (u32, i32, i32);
 
 /// The child's first and last function.
 ///
@@ -420,11 +489,12 @@ type Step = Result<(), (u32, i32)>;
 unsafe extern "C" fn child_main(data: *const c_void) -> ! {
     // SAFETY: the caller's.
     let order = unsafe { &*data.cast::<Order<'_>>() };
-    let (failed, errno) = match prepare(order) {
-        Ok(()) => (AT_EXEC, execute(order.script)),
-        Err(failure) => failure,
+    let (failed, errno, which) = match prepare(order) {
+        Ok(()) => execute(order.script),
+        Err(mishap) => mishap,
     };
     order.report.errno.store(errno, Ordering::Release);
+    order.report.which.store(which, Ordering::Release);
     order.report.failed.store(failed, Ordering::Release);
     loop {
         // SAFETY: exit_group(2) does not return.
@@ -432,16 +502,16 @@ unsafe extern "C" fn child_main(data: *const c_void) -> ! {
     }
 }
 
-fn prepare(order: &Order<'_>) -> Step {
+fn prepare(order: &Order<'_>) -> Result<(), Mishap> {
     let Order { script, manner, .. } = order;
     // Before anything else that touches a descriptor: until then the table is the parent's.
-    own_table(manner.table).map_err(|errno| (AT_TABLE, errno))?;
+    own_table(manner.table).map_err(|errno| (AT_TABLE, errno, 0))?;
     // Before anything is unblocked: a handler of the host would run here, in its memory.
-    set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno))?;
-    sweep(script.sweep).map_err(|errno| (AT_DESCRIPTORS, errno))?;
-    install(script).map_err(|errno| (AT_DESCRIPTORS, errno))?;
+    set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno, 0))?;
+    sweep(script.sweep).map_err(|errno| (AT_SWEEP, errno, 0))?;
+    install(script).map_err(|(errno, fd)| (AT_DESCRIPTORS, errno, fd))?;
     for (i, act) in script.acts.iter().enumerate() {
-        perform(act).map_err(|errno| (AT_ACTS.wrapping_add(i as u32), errno))?;
+        perform(act, script).map_err(|errno| (AT_ACTS.wrapping_add(i as u32), errno, 0))?;
     }
     Ok(())
 }
@@ -504,7 +574,8 @@ fn swallow(signal: i32) -> Result<(), i32> {
 }
 
 extern "C" fn note_stop(signal: i32) {
-    SWALLOWED.set(SWALLOWED.get() | bit(signal));
+    // SAFETY: it runs on the child's stack, and the address of an argument is in there.
+    unsafe { swallowed_above(&raw const signal) }.fetch_or(bit(signal), Ordering::AcqRel);
 }
 
 fn sweep(sweep: Sweep) -> Result<(), i32> {
@@ -529,24 +600,27 @@ fn set_cloexec(fd: RawFd, on: bool) -> Result<usize, i32> {
     sys(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, flag, 0, 0])
 }
 
-/// Puts the descriptors where the program expects them; never onto one that is still needed.
-fn install(script: &Script) -> Result<(), i32> {
+/// Puts the descriptors where the program expects them; never onto one that is still needed. An error comes with the number it is about.
+fn install(script: &Script) -> Result<(), (i32, RawFd)> {
     for fd in &script.kept {
-        set_cloexec(*fd, false)?;
+        set_cloexec(*fd, false).map_err(|errno| (errno, *fd))?;
     }
     for this in script.moves.iter().filter(|this| this.lift) {
-        this.lifted.store(lift(script, this.from)?, Ordering::Relaxed);
+        let lifted = lift(script, this.from).map_err(|errno| (errno, this.from))?;
+        this.lifted.store(lifted, Ordering::Relaxed);
     }
     for this in &script.moves {
-        let from = if this.lift { this.lifted.load(Ordering::Relaxed) } else { this.from };
-        if from == this.to {
-            set_cloexec(from, false)?;
+        let Some(to) = this.to else { continue };
+        let from = this.source();
+        let moved = if from == to {
+            set_cloexec(from, false)
         } else {
-            sys(libc::SYS_dup3, [from as usize, this.to as usize, 0, 0, 0])?;
-        }
+            sys(libc::SYS_dup3, [from as usize, to as usize, 0, 0, 0])
+        };
+        moved.map_err(|errno| (errno, to))?;
     }
     if script.stderr_is_stdout {
-        sys(libc::SYS_dup3, [1, 2, 0, 0, 0])?;
+        sys(libc::SYS_dup3, [1, 2, 0, 0, 0]).map_err(|errno| (errno, 1))?;
     }
     Ok(())
 }
@@ -557,14 +631,14 @@ fn lift(script: &Script, from: RawFd) -> Result<RawFd, i32> {
     loop {
         let lifted =
             sys(libc::SYS_fcntl, [from as usize, libc::F_DUPFD_CLOEXEC as usize, low as usize, 0, 0])? as RawFd;
-        if !script.moves.iter().any(|this| this.to == lifted) {
+        if !script.moves.iter().any(|this| this.to == Some(lifted)) {
             return Ok(lifted);
         }
         low = lifted.wrapping_add(1);
     }
 }
 
-fn perform(act: &Act) -> Result<(), i32> {
+fn perform(act: &Act, script: &Script) -> Result<(), i32> {
     match act {
         Act::NewSession => sys(libc::SYS_setsid, [0; 5]),
         Act::JoinGroup(group) => sys(libc::SYS_setpgid, [0, *group as usize, 0, 0, 0]),
@@ -572,10 +646,11 @@ fn perform(act: &Act) -> Result<(), i32> {
         Act::DropTerminal(fd) => sys(libc::SYS_ioctl, [*fd as usize, libc::TIOCNOTTY as usize, 0, 0, 0]),
         Act::Foreground(fd) => foreground(*fd),
         Act::Unshare(flags) => sys(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0]),
-        Act::WriteFile(_, path, bytes) => write_file(path, bytes),
+        Act::WriteFile(_, path, bytes) => write_file(libc::AT_FDCWD, path, bytes),
+        Act::EnterCgroup(dir) => write_file(moved(script, *dir), c"cgroup.procs", b"0"),
         Act::Chroot(path) => sys(libc::SYS_chroot, [path.as_ptr() as usize, 0, 0, 0, 0]),
         Act::Chdir(path) => sys(libc::SYS_chdir, [path.as_ptr() as usize, 0, 0, 0, 0]),
-        Act::ChdirFd(fd) => sys(libc::SYS_fchdir, [*fd as usize, 0, 0, 0, 0]),
+        Act::ChdirMove(dir) => sys(libc::SYS_fchdir, [moved(script, *dir) as usize, 0, 0, 0, 0]),
         Act::Umask(mask) => sys(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0]),
         Act::Nice(by) => nice(*by),
         Act::Limit { resource, soft, hard } => limit(*resource, *soft, *hard),
@@ -590,6 +665,7 @@ fn perform(act: &Act) -> Result<(), i32> {
         Act::RaiseAmbient(capabilities) => raise_ambient(capabilities),
         Act::KeepCapabilities => prctl(libc::PR_SET_KEEPCAPS, 1),
         Act::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
+        Act::ClearGroups(uid) => clear_groups(*uid),
         Act::Groups(groups) => sys(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0]),
         Act::Gid(gid) => sys(libc::SYS_setresgid, [*gid as usize, *gid as usize, *gid as usize, 0, 0]),
         Act::Uid(uid) => sys(libc::SYS_setresuid, [*uid as usize, *uid as usize, *uid as usize, 0, 0]),
@@ -597,6 +673,26 @@ fn perform(act: &Act) -> Result<(), i32> {
         Act::Trace => sys(libc::SYS_ptrace, [libc::PTRACE_TRACEME as usize, 0, 0, 0, 0]),
     }
     .map(drop)
+}
+
+/// The descriptor that this move brings.
+fn moved(script: &Script, index: usize) -> RawFd {
+    script.moves.get(index).map_or(-1, Move::source)
+}
+
+/// Not a privilege to take, but to give up: refused, it fails for whoever would become somebody else.
+fn clear_groups(uid: u32) -> Result<usize, i32> {
+    let cleared = sys(libc::SYS_setgroups, [0; 5]);
+    let (mut real, mut effective, mut saved) = (0u32, 0u32, 0u32);
+    let ids =
+        [ptr::from_mut(&mut real), ptr::from_mut(&mut effective), ptr::from_mut(&mut saved)].map(|id| id as usize);
+    match cleared {
+        Err(libc::EPERM) => {
+            sys(libc::SYS_getresuid, [ids[0], ids[1], ids[2], 0, 0])?;
+            if real == uid && effective == uid && saved == uid { Ok(0) } else { cleared }
+        }
+        other => other,
+    }
 }
 
 fn prctl(option: i32, value: usize) -> Result<usize, i32> {
@@ -609,9 +705,9 @@ fn foreground(terminal: RawFd) -> Result<usize, i32> {
     sys(libc::SYS_ioctl, [terminal as usize, libc::TIOCSPGRP as usize, ptr::from_ref(&group) as usize, 0, 0])
 }
 
-fn write_file(path: &CString, bytes: &[u8]) -> Result<usize, i32> {
+fn write_file(dir: RawFd, path: &CStr, bytes: &[u8]) -> Result<usize, i32> {
     let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
-    let fd = sys(libc::SYS_openat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags, 0, 0])?;
+    let fd = sys(libc::SYS_openat, [dir as usize, path.as_ptr() as usize, flags, 0, 0])?;
     let written = sys(libc::SYS_write, [fd, bytes.as_ptr() as usize, bytes.len(), 0, 0]);
     let _ = sys(libc::SYS_close, [fd, 0, 0, 0, 0]);
     written
@@ -620,7 +716,7 @@ fn write_file(path: &CString, bytes: &[u8]) -> Result<usize, i32> {
 fn nice(by: i32) -> Result<usize, i32> {
     // The raw call answers 20 - nice.
     let now = 20i32.wrapping_sub(sys(libc::SYS_getpriority, [0; 5])? as i32);
-    let wanted = now.wrapping_add(by).clamp(-20, 19);
+    let wanted = now.saturating_add(by).clamp(-20, 19);
     sys(libc::SYS_setpriority, [0, 0, wanted as usize, 0, 0])
 }
 
@@ -661,13 +757,13 @@ fn parent_death(signal: i32, parent: u32) -> Result<usize, i32> {
     Ok(0)
 }
 
-/// Only returns, with the errno, when no path could be executed.
-fn execute(script: &Script) -> i32 {
+/// Only returns when no path could be executed.
+fn execute(script: &Script) -> Mishap {
     let mask = script.mask;
     // The last call before the exec: from here on a signal may kill the child, and its status will tell.
     let _ = sys(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, ptr::from_ref(&mask) as usize, 0, 8, 0]);
-    let mut errno = libc::ENOENT;
-    for path in &script.paths {
+    let mut mishap = (AT_EXEC, libc::ENOENT, 0);
+    for (i, path) in script.paths.iter().enumerate() {
         let args = [
             path.as_ptr() as usize,
             script.argv.pointers.as_ptr() as usize,
@@ -676,11 +772,12 @@ fn execute(script: &Script) -> i32 {
             0,
         ];
         match sys(libc::SYS_execve, args) {
-            Err(libc::ENOENT | libc::ENOTDIR) => {}
-            Err(libc::EACCES) => errno = libc::EACCES,
-            Err(other) => return other,
+            // As execvp(3): not there, or on a filesystem that is not.
+            Err(libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT) => {}
+            Err(libc::EACCES) => mishap = (AT_EXEC, libc::EACCES, i as i32),
+            Err(other) => return (AT_EXEC, other, i as i32),
             Ok(_) => {}
         }
     }
-    errno
+    mishap
 }

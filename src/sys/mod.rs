@@ -43,14 +43,34 @@ pub(crate) fn keep_open(fd: OwnedFd) -> RawFd {
     fd.into_raw_fd()
 }
 
-/// Whether this number is the null device. fstat(2).
+/// Whether this number is the null device, open for reading and writing. fstat(2), fcntl(2).
 pub(crate) fn is_null_device(fd: RawFd) -> bool {
-    // SAFETY: any number may be asked; at worst the answer is EBADF. It is not kept beyond the call.
-    let stat = rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(fd) });
-    stat.is_ok_and(|stat| {
+    // SAFETY: any number may be asked; at worst the answer is EBADF. It is not kept beyond the calls.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let is_null = rustix::fs::fstat(fd).is_ok_and(|stat| {
         let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device();
         is_device && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3)
-    })
+    });
+    let both_ways = |flags: rustix::fs::OFlags| flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDWR;
+    is_null && rustix::fs::fcntl_getfl(fd).is_ok_and(both_ways)
+}
+
+/// What nothing works without, if it is missing: asked by calls about a descriptor that nobody can have. They imply `CLONE_PIDFD`, which
+/// is older. waitid(2), pidfd_send_signal(2).
+pub(crate) fn missing() -> Option<&'static str> {
+    let knows =
+        |result: libc::c_long| result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EBADF);
+    // SAFETY: integers and null pointers.
+    unsafe {
+        let (nobodys, null) = (libc::c_int::MAX, ptr::null::<u8>());
+        if !knows(libc::syscall(libc::SYS_waitid, libc::P_PIDFD, nobodys, null, libc::WEXITED, null)) {
+            return Some("waitid with P_PIDFD (Linux 5.4)");
+        }
+        if !knows(libc::syscall(libc::SYS_pidfd_send_signal, nobodys, 0, null, 0)) {
+            return Some("pidfd_send_signal (Linux 5.1)");
+        }
+    }
+    None
 }
 
 /// Whether this number is open. fcntl(2).

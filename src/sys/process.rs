@@ -136,31 +136,35 @@ fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<(
 
 /// Where the kernel writes the number of a child's pidfd before the child runs, so that another thread can end a child whose creator
 /// is still suspended in the clone.
+///
+/// A clone that fails may have written the number already: then it is free again, and may be anybody's. So it counts only when there
+/// is a child: that one writes its own id, in its very first instant (`CLONE_CHILD_SETTID`), when the pidfd is installed.
 #[derive(Debug)]
 pub(crate) struct Published {
     raw: AtomicI32,
+    /// 0: no child.
+    child: AtomicI32,
     /// Held while the number is used, and while it is taken back: it is never closed under a signal, nor used by somebody else.
     closing: Mutex<()>,
 }
 
 impl Published {
     pub(crate) fn new() -> Published {
-        Published { raw: AtomicI32::new(-1), closing: Mutex::new(()) }
+        Published { raw: AtomicI32::new(-1), child: AtomicI32::new(0), closing: Mutex::new(()) }
     }
 
-    /// SIGKILL, if there is a child. Not installed yet (EBADF) or not there yet: nothing; the caller comes again.
+    /// SIGKILL, if there is a child. Not there yet: nothing; the caller comes again.
     pub(crate) fn kill(&self) {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
-        let raw = self.raw.load(Ordering::Acquire);
-        if raw >= 0 {
-            let _ = signal_unborn(raw, libc::SIGKILL);
+        if self.child.load(Ordering::Acquire) != 0 {
+            let _ = signal_unborn(self.number(), libc::SIGKILL);
         }
     }
 
     /// Takes the number back, then does what ends its validity.
     pub(crate) fn withdraw<T>(&self, f: impl FnOnce() -> T) -> T {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.raw.store(-1, Ordering::Release);
+        self.child.store(0, Ordering::Release);
         f()
     }
 
@@ -168,15 +172,15 @@ impl Published {
         self.raw.load(Ordering::Acquire)
     }
 
-    /// For `CLONE_PIDFD`.
-    pub(super) fn as_ptr(&self) -> *mut i32 {
-        self.raw.as_ptr()
+    /// For `CLONE_PIDFD` and `CLONE_CHILD_SETTID`.
+    pub(super) fn as_ptrs(&self) -> (*mut i32, *mut i32) {
+        (self.raw.as_ptr(), self.child.as_ptr())
     }
 }
 
 /// As [`signal_process`], by the bare number of a descriptor that its owner has not been able to close yet.
 pub(super) fn signal_unborn(raw_pidfd: i32, signal: i32) -> io::Result<()> {
-    // SAFETY: the callers hold it open (see `Published`); at worst it is not installed yet and the call says EBADF.
+    // SAFETY: the callers hold it open (see `Published`).
     let pidfd = unsafe { BorrowedFd::borrow_raw(raw_pidfd) };
     send(pidfd, signal, 0)
 }
@@ -268,4 +272,35 @@ pub(crate) fn write_without_sigpipe(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Res
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+
+    /// As a clone that failed late leaves it, when somebody else has got the number.
+    #[test]
+    fn a_published_number_without_a_child_is_somebody_elses() {
+        let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&stranger), PidfdFlags::empty()).unwrap();
+        let published = Published::new();
+        published.raw.store(pidfd.as_raw_fd(), Ordering::Release);
+        published.kill();
+        signal_process(pidfd.as_fd(), libc::SIGTERM).unwrap();
+        assert_eq!(stranger.wait().unwrap().signal(), Some(libc::SIGTERM));
+
+        let mut ours = Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&ours), PidfdFlags::empty()).unwrap();
+        published.raw.store(pidfd.as_raw_fd(), Ordering::Release);
+        published.child.store(1, Ordering::Release);
+        published.kill();
+        assert_eq!(ours.wait().unwrap().signal(), Some(libc::SIGKILL));
+        published.withdraw(|| ());
+        assert_eq!(published.child.load(Ordering::Acquire), 0);
+    }
 }

@@ -57,6 +57,13 @@ pub(super) unsafe fn call(number: libc::c_long, args: [usize; 5]) -> isize {
     result
 }
 
+/// The arguments of `clone`, whose order is the architecture's: of a stack that ends at `top`, where CLONE_PIDFD writes and where
+/// CLONE_CHILD_SETTID does.
+pub(super) fn clone_args(flags: usize, top: usize, pidfd: *mut i32, child_tid: *mut i32) -> [usize; 5] {
+    let (pidfd, child_tid) = (pidfd as usize, child_tid as usize);
+    if cfg!(target_arch = "x86_64") { [flags, top, pidfd, child_tid, 0] } else { [flags, top, pidfd, 0, child_tid] }
+}
+
 /// `clone` or `clone3` with a stack of the child's own, on which it runs `main(data)`; returns in the parent alone.
 ///
 /// # Safety
