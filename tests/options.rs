@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{in_own_process, sh, skip, spawn_ready};
 use pidloop::{Command, ErrorKind, IoPriority, Namespace, Resource, Scheduler, Signal, Stage, Stdio};
@@ -76,29 +77,99 @@ fn f146_a_session_has_the_childs_number() {
 }
 
 #[test]
-fn f147_a_terminal_that_is_none_is_refused() {
-    let error = Command::new("true").setsid().stdin(Stdio::null()).controlling_terminal(0).spawn().unwrap_err();
+fn f147_a_terminal_that_cannot_be_is_refused_before_the_fork() {
+    let mut command = Command::new("true");
+    command.setsid().stdin(Stdio::null()).controlling_terminal(0);
+    let error = command.spawn().unwrap_err();
     assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Terminal)));
     let error = Command::new("true").stdin(Stdio::null()).foreground(0).spawn().unwrap_err();
     assert_eq!(error.stage(), Some(Stage::Foreground));
+    is_contradictory(command.foreground(0), "in the foreground already");
+    is_contradictory(Command::new("true").setsid().controlling_terminal(7), "descriptor 7, which it does not get");
+    is_contradictory(Command::new("true").setsid().controlling_terminal(-1), "descriptor -1");
+    is_contradictory(Command::new("true").foreground(12), "descriptor 12");
+    is_contradictory(Command::new("true").controlling_terminal(0), "needs a new session");
+}
+
+fn is_contradictory(command: &mut Command, why: &str) {
+    let error = command.spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains(why), "{error}");
 }
 
 #[test]
-fn f148_a_session_can_take_a_terminal() {
-    let Ok(master) = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY) else {
-        return skip("f148_a_session_can_take_a_terminal", "no pty");
-    };
+fn options_that_contradict_each_other_are_refused() {
+    let new = || Command::new("true");
+    is_contradictory(new().setsid().process_group(1), "a new session has a new process group");
+    is_contradictory(new().trace_me().parent_death_signal(Signal::SIGKILL), "who traces it");
+    is_contradictory(new().uid_map(0, 0), "need a new user namespace");
+    is_contradictory(new().cpu_affinity(&[usize::MAX]), "there is no CPU 18446744073709551615");
+    is_contradictory(new().ambient_capabilities(&[64]), "there is no capability 64");
+    is_contradictory(new().drop_capabilities(&[u32::MAX]), "there is no capability");
+    is_contradictory(new().io_priority(IoPriority::BestEffort(8)), "levels 0 to 7");
+    // A new session is a new group, however it is asked for.
+    for stop_as_one in [false, true] {
+        let mut command = sh("echo ready; exec sleep 60");
+        let command = command.setsid();
+        let (child, _stdout) = spawn_ready(if stop_as_one { command.group() } else { command.process_group(0) });
+        let pid = rustix::process::Pid::from_raw(child.id() as i32);
+        assert_eq!((rustix::process::getsid(pid), rustix::process::getpgid(pid)), (Ok(pid.unwrap()), Ok(pid.unwrap())));
+        child.kill().unwrap();
+    }
+}
+
+/// (master, slave).
+fn pty() -> Option<(OwnedFd, OwnedFd)> {
+    let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).ok()?;
     rustix::pty::grantpt(&master).unwrap();
     rustix::pty::unlockpt(&master).unwrap();
     let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
-    let slave: OwnedFd = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
-    let mut command = cat();
-    command.stdin(slave).setsid().controlling_terminal(0).foreground(0);
-    let tty = stat(&mut command, 7);
-    assert_ne!(tty, 0);
-    let foreground = stat(&mut command, 8);
-    assert!(foreground > 0);
+    Some((master, rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap()))
+}
+
+#[test]
+fn f148_a_session_can_take_a_terminal() {
+    let Some((_master, slave)) = pty() else { return skip("f148_a_session_can_take_a_terminal", "no pty") };
+    let mut command = sh("read -r line < /proc/self/stat; echo $line; echo $$");
+    command.stdin(slave).setsid().controlling_terminal(0);
+    let output = text(&command);
+    let (line, pid) = output.split_once('\n').unwrap();
+    let fields: Vec<_> = line.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    assert_ne!(fields[4], "0", "no terminal");
+    assert_eq!(fields[5], pid, "not in the foreground");
+}
+
+#[test]
+fn f148_a_child_moves_to_the_foreground_and_we_get_no_signal() {
+    const NAME: &str = "f148_a_child_moves_to_the_foreground_and_we_get_no_signal";
+    static STOPS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn count(_: i32) {
+        STOPS.fetch_add(1, Ordering::SeqCst);
+    }
+    in_own_process(NAME, || {
+        let Some((_master, slave)) = pty() else { return skip(NAME, "no pty") };
+        // SAFETY: this process is the test's own; the handler touches an atomic.
+        unsafe {
+            assert!(libc::setsid() > 0);
+            assert_eq!(libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0), 0);
+            for signal in [libc::SIGTTIN, libc::SIGTTOU] {
+                libc::signal(signal, count as *const () as usize);
+            }
+            // The end of the terminal.
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        }
+        let ours = rustix::process::getpgrp();
+        assert_eq!(rustix::termios::tcgetpgrp(&slave).unwrap(), ours);
+        let mut command = Command::new("cat");
+        command.stdin(slave.try_clone().unwrap()).process_group(0).foreground(0);
+        let child = command.spawn().unwrap();
+        let foreground = rustix::termios::tcgetpgrp(&slave).unwrap();
+        assert_eq!(foreground.as_raw_nonzero().get(), child.id() as i32);
+        assert_eq!(STOPS.load(Ordering::SeqCst), 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
 }
 
 #[test]
@@ -110,11 +181,42 @@ fn f149_our_own_ids_may_be_set() {
     assert_eq!(status_of(&command, "Gid"), format!("{gid} {gid} {gid} {gid}"));
 }
 
+/// Runs `body` as user 1000, in a process of its own, which keeps these capabilities (as bits).
+fn as_a_user(name: &str, groups: &[u32], capabilities: u64, body: impl FnOnce()) {
+    in_own_process(name, || {
+        if !is_root() {
+            return skip(name, "not root");
+        }
+        // SAFETY: this process is the test's own. Raw calls: they are for this thread, which is all there is.
+        unsafe {
+            assert_eq!(libc::setgroups(groups.len(), groups.as_ptr()), 0);
+            libc::prctl(libc::PR_SET_KEEPCAPS, 1);
+            assert_eq!(libc::setresgid(1000, 1000, 1000), 0);
+            assert_eq!(libc::setresuid(1000, 1000, 1000), 0);
+            let (low, high) = (capabilities as u32, (capabilities >> 32) as u32);
+            let (header, sets) = ([0x2008_0522u32, 0], [low, low, 0, high, high, 0]);
+            assert_eq!(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()), 0);
+            libc::prctl(libc::PR_SET_DUMPABLE, 1);
+        }
+        body();
+    });
+}
+
+#[test]
+fn f149_a_user_may_set_the_ids_it_has() {
+    as_a_user("f149_a_user_may_set_the_ids_it_has", &[7], 0, || {
+        let mut command = grep();
+        command.uid(1000).gid(1000);
+        assert_eq!(status_of(&command, "Uid"), "1000 1000 1000 1000");
+        assert_eq!(status_of(&command, "Groups"), "7");
+        let error = Command::new("true").uid(1001).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Groups)), "{error}");
+    });
+}
+
 #[test]
 fn f150_other_ids_are_all_three_and_without_our_groups() {
     if !is_root() {
-        let error = Command::new("true").uid(0).spawn().unwrap_err();
-        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Uid)));
         return skip("f150_other_ids_are_all_three_and_without_our_groups", "not root");
     }
     let mut command = grep();
@@ -127,6 +229,70 @@ fn f150_other_ids_are_all_three_and_without_our_groups() {
     assert_eq!(status_of(&command, "Groups"), "7 8");
     let error = Command::new("true").groups(&vec![1; 100_000]).spawn().unwrap_err();
     assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Groups)));
+}
+
+#[test]
+fn f150_our_own_ids_do_not_keep_our_groups_either() {
+    in_own_process("f150_our_own_ids_do_not_keep_our_groups_either", || {
+        if !is_root() {
+            return skip("f150_our_own_ids_do_not_keep_our_groups_either", "not root");
+        }
+        // SAFETY: this process is the test's own.
+        assert_eq!(unsafe { libc::setgroups(2, [5, 6].as_ptr()) }, 0);
+        assert_eq!(status_of(&grep(), "Groups"), "5 6");
+        let mut command = grep();
+        assert_eq!(status_of(command.uid(0).gid(0), "Groups"), "");
+        // In a user namespace they are nobody's, and cannot be dropped.
+        command.unshare(&[Namespace::User]).uid_map(0, 0).gid_map(0, 0);
+        if user_namespaces_are_allowed() {
+            assert_eq!(status_of(&command, "Uid"), "0 0 0 0");
+        }
+    });
+}
+
+/// Not root, but allowed to become anybody.
+#[test]
+fn another_user_does_not_keep_our_groups_whoever_we_are() {
+    const SETGID_AND_SETUID: u64 = 1 << 6 | 1 << 7;
+    as_a_user("another_user_does_not_keep_our_groups_whoever_we_are", &[5, 6], SETGID_AND_SETUID, || {
+        let mut command = grep();
+        assert_eq!(status_of(command.uid(65534).gid(65534), "Groups"), "");
+    });
+}
+
+fn user_namespaces_are_allowed() -> bool {
+    Command::new("true").unshare(&[Namespace::User]).status().is_ok()
+}
+
+#[test]
+fn f154_a_user_may_have_namespaces_of_its_own() {
+    const NAME: &str = "f154_a_user_may_have_namespaces_of_its_own";
+    as_a_user(NAME, &[], 0, || {
+        if !user_namespaces_are_allowed() {
+            return skip(NAME, "user namespaces are refused");
+        }
+        let mut command = grep();
+        command.unshare(&[Namespace::User, Namespace::Mount]).uid_map(0, 1000).gid_map(0, 1000);
+        assert_eq!(status_of(&command, "Uid"), "0 0 0 0");
+        assert_eq!(status_of(&command, "Gid"), "0 0 0 0");
+        let error = command.clone().uid_map(0, 1001).spawn().unwrap_err();
+        assert_eq!(error.stage(), Some(Stage::IdMaps), "{error}");
+        let error = command.groups(&[1]).spawn().unwrap_err();
+        assert_eq!(error.stage(), Some(Stage::Groups), "{error}");
+    });
+}
+
+/// `EPERM` from a clone may be about what was asked for: that says nothing about the way it was asked.
+#[test]
+fn a_refused_namespace_does_not_cost_later_spawns_the_better_way() {
+    const NAME: &str = "a_refused_namespace_does_not_cost_later_spawns_the_better_way";
+    as_a_user(NAME, &[], 0, || {
+        let before = pidloop::capabilities();
+        let error = Command::new("true").unshare(&[Namespace::Network]).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Namespaces)), "{error}");
+        Command::new("true").run().unwrap();
+        assert_eq!(pidloop::capabilities(), before);
+    });
 }
 
 #[test]
@@ -363,6 +529,30 @@ fn what_belongs_to_the_process_is_as_before() {
         command.run().unwrap();
         assert_eq!(picture(), before);
     });
+}
+
+/// What the child needs on the way has a number, too, which it may be given for something else.
+#[test]
+fn a_directory_by_descriptor_is_not_overwritten() {
+    let dir: OwnedFd = fs::File::open("/usr").unwrap().into();
+    let other: OwnedFd = fs::File::open("/").unwrap().into();
+    let number = dir.as_raw_fd();
+    assert_eq!(text(Command::new("/bin/pwd").current_dir_fd(dir).fd(number, other)), "/usr");
+    let dir: OwnedFd = fs::File::open("/usr").unwrap().into();
+    let number = dir.as_raw_fd();
+    let mut command = Command::new("/bin/readlink");
+    command.arg(format!("/proc/self/fd/{number}")).fd(number, dir.try_clone().unwrap()).current_dir_fd(dir);
+    assert_eq!(text(&command), "/usr");
+}
+
+#[test]
+fn a_low_limit_of_descriptors_is_for_the_program_alone() {
+    let mut command = cat();
+    command.rlimit(Resource::OpenFiles, 4, 4).oom_score_adj(7);
+    let text = text(command.args(["/proc/self/oom_score_adj", "/proc/self/limits"]));
+    assert!(text.starts_with("7\n"), "{text}");
+    let limits = text.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    assert_eq!(limits.split_whitespace().collect::<Vec<_>>(), ["4", "4", "files"]);
 }
 
 #[test]

@@ -497,6 +497,9 @@ impl Command {
                 .of(&*self.label())
                 .saying(format!("descriptor {number} is not open")));
         }
+        if let Some(why) = self.contradiction() {
+            return Err(self.invalid(&why));
+        }
         let [stdin, stdout, stderr] = self.stdio.each_ref().map(|s| s.as_ref().map(|s| &s.0));
         match (stdin, stdout, stderr) {
             (Some(Kind::Captured(_)), ..) => Err(self.invalid("stdin cannot be captured")),

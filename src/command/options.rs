@@ -80,6 +80,9 @@ pub enum Scheduler {
     RoundRobin(i32),
 }
 
+/// Where the class is in the value of ioprio_set(2).
+const IO_CLASS_SHIFT: i32 = 13;
+
 /// A class of [`Command::io_priority`]; see ioprio_set(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -164,13 +167,14 @@ impl Command {
         self
     }
 
-    /// Starts a session, without a controlling terminal. `setsid(2)`.
+    /// Starts a session, and with it a process group, without a controlling terminal. `setsid(2)`.
     pub fn setsid(&mut self) -> &mut Command {
         self.options.session = true;
         self
     }
 
-    /// Makes the child's descriptor `number` its controlling terminal; with [`setsid`](Command::setsid). `TIOCSCTTY`.
+    /// Makes the child's descriptor `number` its controlling terminal, and its group the foreground group there; with
+    /// [`setsid`](Command::setsid), without [`foreground`](Command::foreground). `TIOCSCTTY`.
     pub fn controlling_terminal(&mut self, number: RawFd) -> &mut Command {
         self.options.terminal = Some(Terminal::Take(number));
         self
@@ -225,7 +229,7 @@ impl Command {
             IoPriority::BestEffort(level) => (2, level),
             IoPriority::Idle => (3, 0),
         };
-        self.options.io_priority = Some(class << 13 | i32::from(level));
+        self.options.io_priority = Some(class << IO_CLASS_SHIFT | i32::from(level));
         self
     }
 
@@ -321,5 +325,64 @@ impl Command {
     pub fn trace_me(&mut self) -> &mut Command {
         self.options.trace = true;
         self
+    }
+}
+
+/// What the kernel would refuse in any process, or take for something else than what was meant.
+impl Command {
+    pub(super) fn contradiction(&self) -> Option<String> {
+        self.of_terminals().or_else(|| self.of_numbers())
+    }
+
+    fn of_terminals(&self) -> Option<String> {
+        let options = &self.options;
+        let takes = |terminal: &Terminal| matches!(terminal, Terminal::Take(_));
+        let number_of = |terminal| match terminal {
+            Terminal::Take(number) | Terminal::Drop(number) => number,
+        };
+        let mut numbers = options.terminal.map(number_of).into_iter().chain(options.foreground);
+        let unknown = numbers.find(|number| !self.will_have(*number));
+        if let Some(number) = unknown {
+            return Some(format!("its terminal is to be descriptor {number}, which it does not get"));
+        }
+        let why = if options.session && matches!(options.group, Some(Group::Join(_))) {
+            "a new session has a new process group"
+        } else if options.terminal.as_ref().is_some_and(takes) && !options.session {
+            "a controlling terminal needs a new session"
+        } else if options.terminal.as_ref().is_some_and(takes) && options.foreground.is_some() {
+            "with a controlling terminal it is in the foreground already"
+        } else if options.trace && options.parent_death.is_some() {
+            "who traces it must be the caller's thread, and who starts it with a parent-death signal is not"
+        } else {
+            return None;
+        };
+        Some(why.into())
+    }
+
+    /// Whether the child will have a descriptor of this number.
+    fn will_have(&self, number: RawFd) -> bool {
+        let given = self.extra.iter().any(|(extra, _)| *extra == number);
+        (0..3).contains(&number) || given || self.options.inherit.contains(&number) || self.options.inherit_fds
+    }
+
+    fn of_numbers(&self) -> Option<String> {
+        const CPUS_END: usize = 1 << 16;
+        const CAPABILITIES_END: u32 = 64;
+        let options = &self.options;
+        if let Some(cpu) = options.affinity.iter().flatten().find(|cpu| **cpu >= CPUS_END) {
+            return Some(format!("there is no CPU {cpu}"));
+        }
+        let capabilities = options.drop_bounding.iter().chain(&options.ambient);
+        if let Some(capability) = capabilities.into_iter().find(|number| **number >= CAPABILITIES_END) {
+            return Some(format!("there is no capability {capability}"));
+        }
+        if options.io_priority.is_some_and(|priority| priority & !(0b11 << IO_CLASS_SHIFT) > 7) {
+            return Some("an I/O priority has the levels 0 to 7".into());
+        }
+        let maps = options.uid_map.is_some() || options.gid_map.is_some();
+        if maps && options.namespaces & Namespace::User.flag() == 0 {
+            return Some("id maps need a new user namespace".into());
+        }
+        None
     }
 }
