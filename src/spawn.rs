@@ -100,6 +100,8 @@ pub(crate) enum Source<'fd> {
     Inherit,
     Null,
     Fd(BorrowedFd<'fd>),
+    /// This process's descriptor of that number, whatever it is.
+    Ours(RawFd),
     /// stderr alone.
     SameAsStdout,
 }
@@ -558,6 +560,7 @@ impl Moves {
         let stdio = plan.stdio.iter().enumerate().filter_map(|(to, source)| match source {
             Source::Null => null.map(|from| (from, Some(to as RawFd))),
             Source::Fd(fd) => Some((fd.as_raw_fd(), Some(to as RawFd))),
+            Source::Ours(number) => Some((*number, Some(to as RawFd))),
             Source::Inherit | Source::SameAsStdout => None,
         });
         let extra = plan.extra.iter().map(|(to, fd)| (fd.as_raw_fd(), Some(*to)));

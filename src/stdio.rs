@@ -1,8 +1,9 @@
 //! Where a child's streams go, and the ends a caller may take. Knows nothing of how they are connected.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where one of a child's streams goes. As std's `Stdio`, and more.
@@ -28,6 +29,8 @@ pub(crate) enum Kind {
     Piped,
     Captured(Option<Limit>),
     Fd(Arc<OwnedFd>),
+    /// This process's descriptor of that number: 1 or 2.
+    Ours(RawFd),
     Bytes(Arc<[u8]>),
     Reader(OneShot<dyn Read + Send>),
     Writer(OneShot<dyn Write + Send>),
@@ -44,6 +47,7 @@ impl std::fmt::Debug for Kind {
             Kind::Captured(None) => f.write_str("captured"),
             Kind::Captured(Some(limit)) => write!(f, "captured {limit:?}"),
             Kind::Fd(fd) => write!(f, "descriptor {}", fd.as_raw_fd()),
+            Kind::Ours(number) => write!(f, "our descriptor {number}"),
             Kind::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
             Kind::Reader(_) => f.write_str("reader"),
             Kind::Writer(_) => f.write_str("writer"),
@@ -153,6 +157,30 @@ impl Stdio {
         Stdio(Kind::Writer(OneShot::new(Box::new(writer))))
     }
 
+    /// The lines that the child writes arrive in a queue; not for stdin. Each has its `\n`; the last one may have none, and one of more than a
+    /// mebibyte arrives in pieces. The queue ends when the stream has.
+    ///
+    /// When `lines_max` lines wait in it, the child waits, too. It is a [`Stdio::writer`] in all else: a receiver that is dropped is an error
+    /// of it.
+    ///
+    /// ```
+    /// use pidloop::{Command, Stdio};
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let (stdout, lines) = Stdio::lines(100);
+    /// let child = Command::new("seq").arg("3").stdout(stdout).spawn()?;
+    /// for (line, number) in lines.into_iter().zip(1..) {
+    ///     assert_eq!(line, format!("{number}\n").into_bytes());
+    /// }
+    /// child.wait()?.check()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lines(lines_max: usize) -> (Stdio, Receiver<Vec<u8>>) {
+        let (queue, lines) = mpsc::sync_channel(lines_max);
+        (Stdio::writer(Lines { queue, begun: Vec::new() }), lines)
+    }
+
     /// Only for stderr: the same as stdout, whatever that is; the order of what is written to the two is kept.
     pub fn stdout() -> Stdio {
         Stdio(Kind::SameAsStdout)
@@ -169,6 +197,56 @@ impl From<OwnedFd> for Stdio {
 impl From<File> for Stdio {
     fn from(file: File) -> Stdio {
         OwnedFd::from(file).into()
+    }
+}
+
+impl From<io::Stdout> for Stdio {
+    /// This process's stdout, as it is at the spawn: also for the child's stderr.
+    fn from(_: io::Stdout) -> Stdio {
+        Stdio(Kind::Ours(1))
+    }
+}
+
+impl From<io::Stderr> for Stdio {
+    /// This process's stderr, as it is at the spawn: also for the child's stdout.
+    fn from(_: io::Stderr) -> Stdio {
+        Stdio(Kind::Ours(2))
+    }
+}
+
+/// A line of more than this is not waited for.
+const LINE_MAX_BYTES: usize = 1 << 20;
+
+/// What [`Stdio::lines`] is served by.
+struct Lines {
+    queue: SyncSender<Vec<u8>>,
+    /// A line whose end has not come yet.
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    fn send_begun(&mut self) -> io::Result<()> {
+        let line = std::mem::take(&mut self.begun);
+        self.queue
+            .send(line)
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody receives the lines any more"))
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
+            self.begun.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.begun.len() >= LINE_MAX_BYTES {
+                self.send_begun()?;
+            }
+        }
+        Ok(chunk.len())
+    }
+
+    /// At the end of the stream.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.begun.is_empty() { Ok(()) } else { self.send_begun() }
     }
 }
 
@@ -264,6 +342,12 @@ macro_rules! child_stream {
             }
         }
 
+        impl IntoRawFd for $name {
+            fn into_raw_fd(self) -> RawFd {
+                self.0.into_raw_fd()
+            }
+        }
+
         impl From<OwnedFd> for $name {
             fn from(fd: OwnedFd) -> $name {
                 $name(fd.into())
@@ -295,6 +379,10 @@ macro_rules! writes {
                 (&self.0).write(bytes)
             }
 
+            fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+                (&self.0).write_vectored(slices)
+            }
+
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
@@ -307,6 +395,10 @@ macro_rules! reads {
         impl Read for $name {
             fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
                 (&self.0).read(bytes)
+            }
+
+            fn read_vectored(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+                (&self.0).read_vectored(slices)
             }
 
             fn read_to_end(&mut self, bytes: &mut Vec<u8>) -> io::Result<usize> {

@@ -500,6 +500,172 @@ fn a_reader_serves_one_spawn_and_a_failed_one_leaves_it() {
 }
 
 #[test]
+fn a_spawn_by_another_thread_of_ours_is_no_different() {
+    let collected = Collected::default();
+    let mut command = Command::new("cat");
+    command.stdin(Stdio::reader(&b"text"[..])).stdout(Stdio::writer(collected.clone()));
+    command.parent_death_signal(Signal::SIGKILL).run().unwrap();
+    assert_eq!(collected.text(), "text");
+    assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::StreamUsed);
+}
+
+#[test]
+fn a_thread_that_cannot_be_had_is_an_error_and_nothing_is_lost() {
+    in_own_process("a_thread_that_cannot_be_had_is_an_error_and_nothing_is_lost", || {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        Command::new("true").run().unwrap();
+        let (fds, usual) = (open_descriptors(), getrlimit(Resource::As));
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::reader(&b"text"[..]));
+        // No room for another thread's stack.
+        let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        setrlimit(Resource::As, Rlimit { current: Some((pages << 12) + (1 << 20)), maximum: usual.maximum }).unwrap();
+        let result = command.spawn();
+        setrlimit(Resource::As, usual).unwrap();
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoProcessSlots, "{error}");
+        assert_eq!((open_descriptors(), children_of_ours()), (fds, vec![]));
+        assert_eq!(command.output().unwrap().stdout, b"text");
+    });
+}
+
+#[test]
+fn lines_arrive_in_a_queue_and_hold_the_child_up_when_it_is_full() {
+    let (stdout, lines) = Stdio::lines(2);
+    let child = sh("printf 'one\\n\\nthree\\nno end'").stdout(stdout).spawn().unwrap();
+    let lines: Vec<String> = lines.into_iter().map(|line| String::from_utf8(line).unwrap()).collect();
+    assert_eq!(lines, ["one\n", "\n", "three\n", "no end"]);
+    child.wait().unwrap().check().unwrap();
+
+    let (stdout, lines) = Stdio::lines(3);
+    let child = Command::new("yes").stdout(stdout).spawn().unwrap();
+    assert!(lines.iter().take(100_000).all(|line| line == b"y\n"));
+    // Nobody takes more: the pipe fills up and the child waits.
+    eventually("it sleeps", || state(child.id()) == Some('S'));
+    drop(lines);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.exit().signal(), Some(Signal::SIGPIPE));
+
+    let (stdout, lines) = Stdio::lines(100);
+    sh("head -c 2500000 /dev/zero; echo").stdout(stdout).run().unwrap();
+    let pieces: Vec<usize> = lines.into_iter().map(|line| line.len()).collect();
+    assert_eq!(pieces.iter().sum::<usize>(), 2_500_001);
+    assert!(pieces.len() == 3 && pieces.iter().all(|bytes| *bytes < 2 * MIB), "{pieces:?}");
+
+    let (stdout, lines) = Stdio::lines(1);
+    drop(lines);
+    let error = sh("trap '' PIPE; echo x; exit 0").stdout(stdout).run().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("nobody receives"), "{error}");
+}
+
+#[test]
+fn what_belongs_to_the_exit_and_what_came_after_it_are_told_apart() {
+    let ctx = Context::new();
+    let (release, gate) = mpsc::channel::<()>();
+    let (enter, entered) = mpsc::channel();
+    let ((wait_here, mut go_on), (mut told, tell)) = (pipe(), pipe());
+    let writer = FromFn(move |chunk: &[u8]| {
+        enter.send(String::from_utf8(chunk.to_vec()).unwrap()).map_err(io::Error::other)?;
+        gate.recv().map(|()| chunk.len()).map_err(io::Error::other)
+    });
+    let script = "(read _ <&3; printf third; echo done >&4; read _ <&3) & printf first; read _; printf second";
+    let mut command = sh(script);
+    command.fd(3, wait_here).fd(4, tell).context(&ctx).stdin(Stdio::piped());
+    let child = command.stdout(Stdio::writer(writer)).spawn().unwrap();
+    drop(command);
+    assert_eq!(entered.recv_timeout(SOON).unwrap(), "first");
+    // The writer is busy with that: what comes now stays in the pipe.
+    child.take_stdin().unwrap().write_all(b"\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    go_on.write_all(b"\n").unwrap();
+    told.read_exact(&mut [0; 5]).unwrap();
+    ctx.cancel();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.exit().success() && output.exit().held_open().stdout);
+    // The writer takes the rest, later; somebody else's part is not in it.
+    release.send(()).unwrap();
+    assert_eq!(entered.recv_timeout(SOON).unwrap(), "second");
+    release.send(()).unwrap();
+    assert_eq!(entered.recv_timeout(SOON), Err(mpsc::RecvTimeoutError::Disconnected));
+}
+
+#[test]
+fn a_stream_outlives_the_reactor_that_it_was_started_by() {
+    let mut reactor = Reactor::new().unwrap();
+    let collected = Collected::default();
+    let (gate, mut go_on) = pipe();
+    let mut command = sh("read _; echo late");
+    command.stdin(OwnedFd::from(gate)).stdout(Stdio::writer(collected.clone()));
+    let id = reactor.spawn(&command).unwrap();
+    let pid = reactor.pid(id).unwrap();
+    drop((reactor, command));
+    go_on.write_all(b"\n").unwrap();
+    eventually("it is written down", || collected.text() == "late\n");
+    eventually("it is reaped", || !common::exists(pid));
+    eventually("its writer is dropped", || Arc::strong_count(&collected.0) == 1);
+}
+
+#[test]
+fn the_pipe_of_a_blocked_reader_is_closed_when_its_child_is_dead() {
+    in_own_process("the_pipe_of_a_blocked_reader_is_closed_when_its_child_is_dead", || {
+        Command::new("true").run().unwrap();
+        let (source, gate) = UnixStream::pair().unwrap();
+        let pipes = || open_descriptors().iter().filter(|(_, what)| what.starts_with("pipe")).count();
+        let before = pipes();
+        for _ in 0..5 {
+            Command::new("true").stdin(Stdio::reader(source.try_clone().unwrap())).run().unwrap();
+            assert_eq!(pipes(), before);
+        }
+        drop(gate);
+    });
+}
+
+// ── streams between processes ──
+
+#[test]
+fn a_pipeline_of_two() {
+    let first = sh("echo b; echo a").stdout(Stdio::piped()).spawn().unwrap();
+    let output = Command::new("sort").stdin(first.take_stdout().unwrap()).output().unwrap();
+    assert_eq!(output.stdout, b"a\nb\n");
+    first.wait().unwrap().check().unwrap();
+    // The end that `head` has is closed with the command that was given it: `yes` is told.
+    let first = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    let output = Command::new("head").arg("-1").stdin(first.take_stdout().unwrap()).output().unwrap();
+    assert_eq!(output.stdout, b"y\n");
+    assert_eq!(first.wait().unwrap().signal(), Some(Signal::SIGPIPE));
+    // From std's children, and by raw numbers, too.
+    let mut theirs =
+        std::process::Command::new("echo").arg("std").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let output = Command::new("cat").stdin(OwnedFd::from(theirs.stdout.take().unwrap())).output().unwrap();
+    assert_eq!(output.stdout, b"std\n");
+    theirs.wait().unwrap();
+}
+
+#[test]
+fn our_own_streams_are_given_by_name() {
+    in_own_process("our_own_streams_are_given_by_name", || {
+        let links = |stdout: Stdio, stderr: Stdio| {
+            let mut command = Command::new("/bin/sleep");
+            let child = command.arg("60").stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().unwrap();
+            let seen = [1, 2].map(|n| fs::read_link(format!("/proc/{}/fd/{n}", child.id())).unwrap());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            seen
+        };
+        // Two files that are not the same.
+        let ours = [1, 2].map(|n| fs::read_link(format!("/proc/self/fd/{n}")).unwrap());
+        assert_ne!(ours[0], ours[1], "the harness gives each a pipe of its own");
+        let [stdout, stderr] = ours;
+        let all = |a: &PathBuf, b: &PathBuf| [a.clone(), b.clone()];
+        assert_eq!(links(Stdio::inherit(), Stdio::inherit()), all(&stdout, &stderr));
+        assert_eq!(links(io::stderr().into(), io::stdout().into()), all(&stderr, &stdout));
+        assert_eq!(links(io::stderr().into(), Stdio::stdout()), all(&stderr, &stderr));
+        assert_eq!(links(Stdio::inherit(), io::stdout().into()), all(&stdout, &stdout));
+    });
+}
+
+#[test]
 fn a_command_that_is_never_spawned_drops_what_it_was_given() {
     let (read, mut write) = UnixStream::pair().unwrap();
     let collected = Collected::default();

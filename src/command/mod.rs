@@ -428,7 +428,9 @@ impl Command {
     /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
     pub(crate) fn is_plain(&self) -> bool {
         let needs_reading = |s: &Option<Stdio>| {
-            s.as_ref().is_some_and(|s| !matches!(s.0, Kind::Inherit | Kind::Null | Kind::Fd(_) | Kind::SameAsStdout))
+            s.as_ref().is_some_and(|s| {
+                !matches!(s.0, Kind::Inherit | Kind::Null | Kind::Fd(_) | Kind::Ours(_) | Kind::SameAsStdout)
+            })
         };
         self.contexts.is_empty() && self.timeout.is_none() && !self.group && !self.stdio.iter().any(needs_reading)
     }

@@ -1,7 +1,7 @@
 //! From a command to a watched child: its streams are made, its slot is taken, it is cloned, it is registered; in this order, so
 //! that whatever fails leaves nothing behind. Knows the engine by one call.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -170,6 +170,7 @@ enum End {
     Null,
     Made(OwnedFd),
     Given(Arc<OwnedFd>),
+    Ours(RawFd),
     SameAsStdout,
 }
 
@@ -195,6 +196,7 @@ impl Wires {
             Kind::Null => End::Null,
             Kind::SameAsStdout => End::SameAsStdout,
             Kind::Fd(fd) => End::Given(fd),
+            Kind::Ours(number) => End::Ours(number),
             Kind::Piped => {
                 let (ours, theirs) = self.pipe(which)?;
                 self.piped[which] = Some(ours);
@@ -263,6 +265,7 @@ impl Wires {
             End::Null => Source::Null,
             End::Made(fd) => Source::Fd(fd.as_fd()),
             End::Given(fd) => Source::Fd(fd.as_fd()),
+            End::Ours(number) => Source::Ours(*number),
             End::SameAsStdout => Source::SameAsStdout,
         })
     }
