@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, kill_process_group};
+use rustix::process::Pid;
 
 use crate::exit::Usage;
 use crate::signal::Signal;
@@ -55,12 +55,12 @@ pub(crate) fn wait_readable(pidfd: BorrowedFd<'_>, timeout: Option<Timespec>) ->
 
 /// Sends `signal`. A process or group that is gone already is not an error: the signal came too late.
 ///
-/// `reaped` says that the leader's pid is no longer ours: then only the group flag of the pidfd may reach the group, and
+/// Once the leader is reaped its pid is no longer ours: then only the group flag of the pidfd may reach the group, and
 /// where the kernel lacks it nothing is sent, rather than to a recycled number.
-pub(crate) fn send(pidfd: BorrowedFd<'_>, pid: u32, scope: Scope, signal: Signal, reaped: bool) -> io::Result<()> {
+pub(crate) fn send(pidfd: BorrowedFd<'_>, pid: u32, scope: Scope, signal: Signal) -> io::Result<()> {
     let result = match scope {
         Scope::Child => sys::signal_process(pidfd, signal.as_raw()),
-        Scope::Group => send_to_group(pidfd, pid, signal, reaped),
+        Scope::Group => send_to_group(pidfd, pid, signal),
     };
     match result {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
@@ -80,24 +80,40 @@ pub(crate) fn group_flag_works() -> bool {
 
 static GROUP_FLAG_REFUSED: AtomicBool = AtomicBool::new(false);
 
-fn send_to_group(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal, reaped: bool) -> io::Result<()> {
-    if group_flag_works() {
-        match sys::signal_group(pidfd, signal.as_raw()) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
-                GROUP_FLAG_REFUSED.store(true, Ordering::Relaxed);
-            }
-            result => return result,
+fn send_to_group(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal) -> io::Result<()> {
+    let leader = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let result = match by_flag(pidfd, signal) {
+        Some(result) => result,
+        None => by_number(pidfd, leader, signal),
+    };
+    // It may have moved to another group since, or to a session of its own: it is still what is to be stopped. Should it be reaped, the
+    // number that is asked for is somebody else's, and the pidfd reaches nobody.
+    if leader.is_some_and(|leader| rustix::process::getpgid(Some(leader)) != Ok(leader)) {
+        return sys::signal_process(pidfd, signal.as_raw());
+    }
+    result
+}
+
+/// Through the pidfd; `None` if that cannot be done here.
+fn by_flag(pidfd: BorrowedFd<'_>, signal: Signal) -> Option<io::Result<()>> {
+    if !group_flag_works() {
+        return None;
+    }
+    match sys::signal_group(pidfd, signal.as_raw()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            GROUP_FLAG_REFUSED.store(true, Ordering::Relaxed);
+            None
         }
+        result => Some(result),
     }
-    if reaped {
-        return Ok(());
-    }
-    // The leader is not reaped (see `Cell::reap`), so its pid is still the group's and nobody else's.
-    let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let signal = rustix::process::Signal::from_named_raw(signal.as_raw());
-    match (group, signal) {
-        (Some(group), Some(signal)) => Ok(kill_process_group(group, signal)?),
-        _ => sys::signal_process(pidfd, 0),
+}
+
+/// By the leader's number, which is the group's and nobody else's while the leader is not reaped: looked at now, since somebody else may
+/// reap it at any time.
+fn by_number(pidfd: BorrowedFd<'_>, leader: Option<Pid>, signal: Signal) -> io::Result<()> {
+    match (sys::wait(pidfd, WaitMode::PollAndLeave)?, leader) {
+        (sys::Waited::Stolen, _) | (_, None) => Ok(()),
+        (_, Some(leader)) => sys::signal_group_by_number(leader, signal.as_raw()),
     }
 }
 

@@ -196,3 +196,80 @@ fn what_a_group_leaves_behind_is_left_or_killed_as_asked() {
         }
     }
 }
+
+/// Real-time signals have no names, and reach a group all the same.
+#[test]
+fn a_group_is_sent_real_time_signals() {
+    let rt = Signal::from_raw(40).unwrap();
+    let mut command = sh("echo ready; exec sleep 60");
+    let (child, _stdout) = spawn_ready(command.group());
+    child.signal(rt).unwrap();
+    assert_eq!(child.wait_timeout(SOON).unwrap().expect("it is reached").signal(), Some(rt));
+}
+
+/// `exec setsid` would fork: perl calls `setpgrp(0, parent's group)` itself.
+#[test]
+fn a_leader_that_left_its_group_is_still_stopped() {
+    let ctx = pidloop::Context::new();
+    let script = r"$| = 1; setpgrp(0, getpgrp(getppid())) or die; print qq(ready\n); sleep 60";
+    let mut command = Command::new("perl");
+    command.args(["-e", script]).group().context(&ctx);
+    if Command::new("perl").args(["-e", "1"]).status().is_err() {
+        return common::skip("a_leader_that_left_its_group_is_still_stopped", "no perl");
+    }
+    let (child, _stdout) = spawn_ready(&mut command);
+    ctx.cancel();
+    assert_eq!(child.wait_timeout(SOON).unwrap().expect("it is reached").cause(), Some(&Cause::Cancelled));
+}
+
+/// The zombie that keeps a group's number may be reaped by somebody else at any time.
+#[test]
+fn a_group_survives_a_thief() {
+    in_own_process("a_group_survives_a_thief", || {
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    // SAFETY: waitpid(2) without a status to write to.
+                    unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) };
+                }
+            });
+            for round in 0..50 {
+                let ctx = pidloop::Context::new();
+                let steps = vec![(pidloop::Step::Signal(Signal::SIGTERM), Duration::from_millis(2))];
+                let mut command = sh("sleep 60 & wait");
+                command.group().context(&ctx).cancel(pidloop::Cancel::Steps(steps));
+                match command.spawn() {
+                    Ok(child) => {
+                        if round % 2 == 0 {
+                            child.signal(Signal::SIGTERM).unwrap();
+                        }
+                        ctx.cancel();
+                        child.wait_timeout(SOON).unwrap().expect("no hang");
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        // Nothing of ours waits for a group that is gone.
+        assert!(pidloop::shutdown(SOON, SOON).is_empty());
+    });
+}
+
+#[test]
+fn a_step_that_is_given_for_ever_does_not_keep_a_dead_group() {
+    in_own_process("a_step_that_is_given_for_ever_does_not_keep_a_dead_group", || {
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        let before = common::open_descriptors();
+        let ctx = pidloop::Context::new();
+        let steps = vec![(pidloop::Step::Signal(Signal::SIGTERM), Duration::MAX)];
+        let mut command = sh("(trap '' TERM; echo ready; exec sleep 2) & wait");
+        command.group().context(&ctx).cancel(pidloop::Cancel::Steps(steps));
+        let (child, stdout) = spawn_ready(&mut command);
+        ctx.cancel();
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM));
+        drop((child, stdout, command, ctx));
+        eventually("it is forgotten", || common::open_descriptors() == before);
+    });
+}

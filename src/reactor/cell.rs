@@ -611,7 +611,7 @@ impl Cell {
         }
         if life.leaves_group_behind() {
             // While its leader is a zombie the group's number is nobody else's.
-            let _ = process::send(pidfd.as_fd(), self.pid(), Scope::Group, Signal::SIGKILL, false);
+            let _ = self.send(life, Signal::SIGKILL);
         }
         let keep = life.keeps_zombie();
         match process::reap(pidfd.as_fd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
@@ -641,6 +641,8 @@ impl Cell {
             self.core.deregister(life.pidfd());
         }
         let exited_at = Instant::now();
+        // A zombie that somebody else reaped keeps no number.
+        life.unreaped = unreaped && matches!(reaped, Reaped::Ended(..));
         let (status, usage, reaped_at) = match reaped {
             Reaped::Ended(status, usage) => (Some(status), Some(usage), (!unreaped).then_some(exited_at)),
             Reaped::Stolen(status) => (status, None, None),
@@ -648,7 +650,6 @@ impl Cell {
         };
         life.ended = Some(Box::new(Death { status, usage, exited_at, reaped_at }));
         life.owner = Owner::Nobody;
-        life.unreaped = unreaped;
         match life.token {
             // What it returns says whether this was a stop. It is given a moment: one that blocks for ever holds up nothing else.
             Some(token) if life.call == Call::Running && !life.was_killed_by_us() => {
@@ -720,6 +721,10 @@ impl Cell {
     /// Takes the next step of the ladder, and arms the time it has.
     fn next_step(self: &Arc<Cell>, life: &mut Life) {
         let dead = life.ended.is_some();
+        if dead && !life.is_stopping_group() {
+            // A clock that was taken from the timers before it was disarmed.
+            return;
+        }
         let Some(rung) = life.extra().ladder.advance() else {
             return;
         };
@@ -731,15 +736,13 @@ impl Cell {
             return self.end_group_stop(life);
         }
         self.take(life, &rung);
-        if dead && life.extra().ladder.is_over() {
-            return self.end_group_stop(life);
-        }
-        let (Some(wait), Some(token)) = (rung.wait, life.token) else {
-            return;
-        };
-        if let Some(at) = Instant::now().checked_add(wait) {
+        let at = rung.wait.and_then(|wait| Instant::now().checked_add(wait));
+        if let (Some(at), Some(token)) = (at, life.token) {
             life.extra().ladder.due = Some(at);
             self.core.arm(at, (token, Clock::Step));
+        }
+        if dead && (life.extra().ladder.is_over() || !life.has_clock()) {
+            self.end_group_stop(life);
         }
     }
 
@@ -830,8 +833,7 @@ impl Cell {
         let Some(pidfd) = &life.pidfd else {
             return Ok(());
         };
-        let reaped = life.ended.is_some() && !life.unreaped;
-        process::send(pidfd.as_fd(), self.pid(), life.scope, signal, reaped)
+        process::send(pidfd.as_fd(), self.pid(), life.scope, signal)
     }
 
     /// SIGKILL now: for a child that outlived its delay, or for what is left of a group that is being stopped.
@@ -880,8 +882,7 @@ impl Cell {
             // A member that was being forked when the first one was sent may have missed it.
             let _ = self.send(life, Signal::SIGKILL);
         }
-        let over = life.extra().ladder.is_over() && !matches!(life.extra().delay, Delay::At(_));
-        if over || !process::group_is_alive(life.pidfd()) {
+        if !life.has_clock() || !process::group_is_alive(life.pidfd()) {
             self.end_group_stop(life);
         }
     }
@@ -1313,6 +1314,11 @@ impl Life {
     fn has_streams(&self) -> bool {
         let stream = |e: &Extra| e.captures.iter().any(Option::is_some) || e.copiers[1..].iter().any(Option::is_some);
         self.extra.as_deref().is_some_and(stream)
+    }
+
+    /// Whether its stop has steps that are still to come: the last one, and one that is given for ever, have none after them.
+    fn has_clock(&self) -> bool {
+        self.extra.as_ref().is_some_and(|e| e.ladder.due.is_some() || matches!(e.delay, Delay::At(_)))
     }
 
     /// A stop of a group that has sent something goes on without its leader.

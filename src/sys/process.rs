@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rustix::process::Pid;
+
 use crate::exit::Usage;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP` (Linux 6.9).
@@ -124,6 +126,13 @@ pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<(
 /// also after the leader was reaped. `EINVAL` before Linux 6.9, `ESRCH` if nobody is left.
 pub(crate) fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     send(pidfd, signal, PIDFD_SIGNAL_PROCESS_GROUP)
+}
+
+/// `kill(2)` of a group; real-time signals, too, which rustix does not name.
+pub(crate) fn signal_group_by_number(leader: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: kill(2): integers; the number is positive, and that of a child: not 1.
+    let result = unsafe { libc::kill(-leader.as_raw_nonzero().get(), signal) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
