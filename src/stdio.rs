@@ -83,7 +83,8 @@ impl Stdio {
         Stdio(Kind::Captured(Some(limit)))
     }
 
-    /// The reactor writes these bytes to the child's stdin and closes it. A child that does not read them is no error. Only for stdin.
+    /// The reactor writes these bytes to the child's stdin and closes it. A child that does not read them is no error; what it has left
+    /// unread when it is dead and its output has ended is given up. Only for stdin.
     pub fn bytes(bytes: impl Into<Vec<u8>>) -> Stdio {
         Stdio(Kind::Bytes(bytes.into().into()))
     }
@@ -93,10 +94,10 @@ impl Stdio {
     /// It serves one spawn, as do its clones together: a second one fails with [`ErrorKind::StreamUsed`](crate::ErrorKind::StreamUsed). A
     /// spawn that fails leaves it for the next.
     ///
-    /// It is read on a thread of its own, which ends with it; at most 1,024 of them run at once. When the child is dead nobody waits for it:
-    /// a reader that blocks is left behind, and dropped when it returns. A child that does not read is no error. An error that `reader`
+    /// It is read on a thread of its own, which ends with it; at most 1,024 of them run at once. When the child is dead and its output
+    /// has ended nobody waits for it: a reader that blocks is left behind, and dropped when it returns. A child that does not read is no error. An error that `reader`
     /// returns (or a panic) closes the stdin, and is what [`Exit::check`](crate::Exit::check) says of a child that otherwise did well
-    /// ([`ErrorKind::Io`](crate::ErrorKind::Io)); one that comes after the child's death is not told.
+    /// ([`ErrorKind::Io`](crate::ErrorKind::Io)); one that comes later is not told.
     ///
     /// ```
     /// use std::io::Read;
@@ -362,6 +363,13 @@ macro_rules! child_stream {
 
         impl From<$name> for Stdio {
             fn from(stream: $name) -> Stdio {
+                OwnedFd::from(stream).into()
+            }
+        }
+
+        impl From<std::process::$name> for Stdio {
+            /// Of a child that std started.
+            fn from(stream: std::process::$name) -> Stdio {
                 OwnedFd::from(stream).into()
             }
         }

@@ -621,6 +621,30 @@ fn the_pipe_of_a_blocked_reader_is_closed_when_its_child_is_dead() {
     });
 }
 
+#[test]
+fn whom_the_child_leaves_behind_has_all_of_its_input() {
+    let sent = vec![b'x'; 3 * MIB];
+    for stdin in [Stdio::bytes(sent.clone()), Stdio::reader(io::Cursor::new(sent.clone()))] {
+        let output = sh("exec 3<&0; cat <&3 & exit 0").stdin(stdin).output().unwrap();
+        output.exit().check().unwrap();
+        assert_eq!(output.stdout.len(), sent.len());
+    }
+}
+
+#[test]
+fn a_deadline_after_the_death_ends_the_capture() {
+    for served in [false, true] {
+        let mut command = holding("exit 0");
+        command.stderr(if served { Stdio::writer(io::sink()) } else { Stdio::captured() });
+        let start = Instant::now();
+        let error = command.timeout(MOMENT * 4).output().unwrap_err();
+        assert!(start.elapsed() >= MOMENT * 4 && start.elapsed() < SOON);
+        assert_eq!(error.kind(), ErrorKind::OutputCut);
+        assert!(error.exit().unwrap().success() && error.exit().unwrap().cause().is_none());
+        kill_holder(&error.output().unwrap().stdout);
+    }
+}
+
 // ── streams between processes ──
 
 #[test]
@@ -634,10 +658,10 @@ fn a_pipeline_of_two() {
     let output = Command::new("head").arg("-1").stdin(first.take_stdout().unwrap()).output().unwrap();
     assert_eq!(output.stdout, b"y\n");
     assert_eq!(first.wait().unwrap().signal(), Some(Signal::SIGPIPE));
-    // From std's children, and by raw numbers, too.
+    // From std's children, too.
     let mut theirs =
         std::process::Command::new("echo").arg("std").stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let output = Command::new("cat").stdin(OwnedFd::from(theirs.stdout.take().unwrap())).output().unwrap();
+    let output = Command::new("cat").stdin(theirs.stdout.take().unwrap()).output().unwrap();
     assert_eq!(output.stdout, b"std\n");
     theirs.wait().unwrap();
 }

@@ -162,6 +162,16 @@ pub(crate) struct Extra {
 }
 
 impl Extra {
+    /// Ends the serving of stdin. A reader that blocks is left behind.
+    fn close_stdin(&mut self, core: &Core) {
+        if let Some(feed) = self.feed.take() {
+            core.deregister(feed.fd.as_fd());
+        }
+        if let Some(copier) = self.copiers[0].take() {
+            copier.close();
+        }
+    }
+
     /// Whether the exit that was published at the death does not say everything.
     fn tells_more(&self) -> bool {
         self.held_open.any() || self.cancel_failed.is_some() || self.stream_failed.is_some()
@@ -752,15 +762,9 @@ impl Cell {
             Deed::CloseStdin => {
                 life.sent.other = true;
                 life.record_cause();
-                let core = &self.core;
                 if let Some(extra) = &mut life.extra {
                     extra.piped[0] = None;
-                    if let Some(feed) = extra.feed.take() {
-                        core.deregister(feed.fd.as_fd());
-                    }
-                    if let Some(copier) = extra.copiers[0].take() {
-                        copier.close();
-                    }
+                    extra.close_stdin(&self.core);
                 }
             }
             Deed::Call(closure) => {
@@ -918,13 +922,6 @@ impl Cell {
             self.release_pidfd(life);
         }
         if let Some(extra) = &mut life.extra {
-            if let Some(feed) = extra.feed.take() {
-                self.core.deregister(feed.fd.as_fd());
-            }
-            // Nobody is left to read it: a reader that blocks is left behind.
-            if let Some(copier) = extra.copiers[0].take() {
-                copier.close();
-            }
             extra.captures.iter_mut().flatten().for_each(Capture::note_owed);
             extra.copiers.iter().flatten().for_each(Copier::note_owed);
             // Nobody asked to wait longer for the output of what was stopped.
@@ -936,6 +933,9 @@ impl Cell {
     }
 
     fn cut(self: &Arc<Cell>, life: &mut Life) {
+        if let Some(extra) = &mut life.extra {
+            extra.close_stdin(&self.core);
+        }
         for which in 0..2 {
             let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
                 continue;
@@ -994,6 +994,10 @@ impl Cell {
     }
 
     fn finish(self: &Arc<Cell>, life: &mut Life) {
+        // As long as its output was read, somebody whom it left behind may have read its input.
+        if let Some(extra) = &mut life.extra {
+            extra.close_stdin(&self.core);
+        }
         if life.extra.as_deref().is_some_and(Extra::tells_more) {
             life.exit = Some(self.make_exit(life));
         }
