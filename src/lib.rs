@@ -1,4 +1,5 @@
 //! [docs/ARCHITECTURE.md]: crate::documents::architecture
+//! [docs/CLI.md]: crate::documents::cli
 //! [docs/DESIGN.md]: crate::documents::design
 //! [docs/FROM_GO.md]: crate::documents::from_go
 //! [docs/FROM_TOKIO.md]: crate::documents::from_tokio
@@ -54,6 +55,8 @@ pub mod documents {
     pub mod architecture {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
+    #[doc = include_str!("../docs/CLI.md")]
+    pub mod cli {}
     /// [ARCHITECTURE.md]: crate::documents::architecture
     /// [map-promises]: crate::documents::architecture#the-promises
     /// [from-tokio]: crate::documents::from_tokio

@@ -1,0 +1,240 @@
+//! The end of a job: its last output, whether it is tried again, what is told of it, whether the run goes on.
+
+use pidloop::{Captured, ChildId, Ended, Exit};
+
+use super::halt::{Counts, Urgency};
+use super::hub::Token;
+use super::job::{Job, Outcome, Reason, Running, Start, Stop};
+use super::printer::{Ended as Printed, Message, Stream};
+use super::report::{Report, mark_omitted, results_dir};
+use super::run::{Alarm, End, Run};
+use super::streams::{Read, Streams};
+use super::voice::shorten;
+
+impl Run {
+    /// The reactor reports a child.
+    pub(crate) fn on_exit(&mut self, ended: Ended) {
+        self.crowded = false;
+        let id = ended.id();
+        let exit = ended.exit().clone();
+        let Some(running) = self.running.get_mut(&id) else {
+            return;
+        };
+        if let Some(deadline) = running.deadline.take() {
+            self.timers.disarm(deadline);
+        }
+        match &running.streams {
+            Some(streams) if !streams.are_done() => {
+                running.exit = Some(exit);
+                // Nobody asked to wait for the output of what was stopped.
+                if running.stopped.is_some() {
+                    self.cut_streams(id);
+                } else {
+                    self.timers.arm(self.options.kill_after, Alarm::Cut(id));
+                }
+            }
+            _ => self.end(id, &exit, ended.into_output()),
+        }
+    }
+
+    fn end(&mut self, id: ChildId, exit: &Exit, mut captured: Captured) {
+        let Some(running) = self.running.remove(&id) else {
+            return;
+        };
+        let mut outcome = Outcome::of(exit, running.stopped);
+        let Running { job, slot, started, streams, .. } = running;
+        self.slots.give_back(slot);
+        if exit.cause().is_some() {
+            self.groups.note(exit.pid());
+        }
+        let output_bytes = match &streams {
+            Some(streams) => streams.bytes,
+            None => captured.stdout.len() as u64 + captured.stdout_omitted_bytes,
+        };
+        if let Some(streams) = streams {
+            self.streamers.remove(&streams.number);
+            outcome.held_open |= streams.held_open;
+        }
+        if let Some(halves) = self.launcher.halves() {
+            mark_omitted(&mut captured, halves);
+        }
+        self.conclude(job, outcome, started, captured, output_bytes);
+    }
+
+    /// A job has come to an end, with or without a process.
+    pub(crate) fn conclude(
+        &mut self,
+        job: Job,
+        outcome: Outcome,
+        started: Start,
+        captured: Captured,
+        output_bytes: u64,
+    ) {
+        let abandoned = outcome.is_abandoned();
+        if !outcome.is_success() && !abandoned && self.end.is_none() && job.tries < self.options.retries {
+            return self.try_again(job);
+        }
+        let command = self.line(&job, 1);
+        self.complain(&job, &outcome, &command);
+        self.tally.count(&outcome, || format!("job {}: {}: {}", job.seq, shorten(&command), in_words(&outcome)));
+        let report = Report { job: &job, outcome: &outcome, started, command: &command, output_bytes };
+        let mut printed = Printed { seq: job.seq, ..Printed::default() };
+        // What was abandoned is run again by a later run.
+        if !abandoned && self.options.joblog.is_some() {
+            printed.record = Some(report.record());
+        }
+        if self.options.json {
+            printed.output[0] = report.json(&captured);
+        }
+        if let Some(dir) = &self.options.results {
+            let dir = results_dir(dir, &job);
+            let number = format!("{}\n", job.seq).into_bytes();
+            let (stdout, stderr) = (captured.stdout.clone(), captured.stderr.clone());
+            printed.files = vec![(dir.join("stdout"), stdout), (dir.join("stderr"), stderr), (dir.join("seq"), number)];
+        }
+        if !self.options.json {
+            printed.tag = self.tag(&job);
+            printed.output = [captured.stdout, captured.stderr];
+        }
+        self.printer.send(Message::Ended(Box::new(printed)));
+        self.show_progress();
+        if !abandoned {
+            self.judge(&outcome);
+        }
+    }
+
+    fn try_again(&mut self, job: Job) {
+        if self.options.retry_delay.is_zero() {
+            self.again.push_back(job);
+        } else if self.timers.arm(self.options.retry_delay, Alarm::Again(job)).is_some() {
+            self.delayed += 1;
+        }
+    }
+
+    /// What the job itself cannot say.
+    fn complain(&self, job: &Job, outcome: &Outcome, command: &[u8]) {
+        let what = match &outcome.reason {
+            Reason::Ended if outcome.held_open => "somebody still held its output open after its end".to_owned(),
+            Reason::Ended | Reason::Stopped(Stop::Abandoned) => return,
+            _ => in_words(outcome),
+        };
+        self.say(&format!("job {}: {}: {what}", job.seq, shorten(command)));
+    }
+
+    /// Whether the run ends early.
+    fn judge(&mut self, outcome: &Outcome) {
+        let (Some(condition), None) = (self.options.halt.0, self.end) else {
+            return;
+        };
+        let counts = Counts {
+            failed: self.tally.failed,
+            succeeded: self.tally.succeeded,
+            total: self.total().unwrap_or(u64::MAX),
+        };
+        let Some(status) = condition.met(counts, outcome.shell_status()) else {
+            return;
+        };
+        self.stop_starting(End::Halted(status));
+        if condition.urgency == Urgency::Now {
+            self.stop_all();
+        }
+    }
+
+    // ── output as it comes ──
+
+    pub(crate) fn watch_stream(&self, streams: &Streams, which: usize) -> Result<(), String> {
+        let Some(end) = streams.end(which) else {
+            return Ok(());
+        };
+        let token = Token::Stream(streams.number + which as u64);
+        self.hub.watch(end, token).map_err(|error| format!("epoll: {error}"))
+    }
+
+    /// There is something to read, or the end.
+    pub(crate) fn on_stream(&mut self, number: u64) {
+        let which = (number % 2) as usize;
+        let Some(id) = self.streamers.get(&(number - which as u64)).copied() else {
+            return;
+        };
+        if self.printer.is_full() {
+            return self.leave_unread(id, number);
+        }
+        let Some(Running { job, streams: Some(streams), .. }) = self.running.get_mut(&id) else {
+            return;
+        };
+        let seq = job.seq;
+        match streams.read(which) {
+            Read::Lines(lines) => self.print_piece(id, seq, which, lines),
+            Read::End(rest) => {
+                self.print_piece(id, seq, which, rest);
+                self.end_if_done(id);
+            }
+        }
+    }
+
+    /// The epoll set would go on telling; the printer wakes us when it has caught up.
+    fn leave_unread(&mut self, id: ChildId, number: u64) {
+        let streams = self.running.get(&id).and_then(|running| running.streams.as_ref());
+        if let Some(end) = streams.and_then(|streams| streams.end((number % 2) as usize)) {
+            self.hub.forget(end);
+            self.unread.push(number);
+        }
+    }
+
+    /// The printer has caught up.
+    pub(crate) fn read_again(&mut self) {
+        for number in std::mem::take(&mut self.unread) {
+            let which = number % 2;
+            let id = self.streamers.get(&(number - which));
+            let streams = id.and_then(|id| self.running.get(id)).and_then(|running| running.streams.as_ref());
+            if let Some(Err(error)) = streams.map(|streams| self.watch_stream(streams, which as usize)) {
+                self.fail(&error);
+            }
+        }
+    }
+
+    fn print_piece(&self, id: ChildId, seq: u64, which: usize, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        let tag = self.running.get(&id).and_then(|running| self.tag(&running.job));
+        self.printer.send(Message::Piece { seq, to: Stream::BOTH[which], tag, bytes });
+    }
+
+    fn end_if_done(&mut self, id: ChildId) {
+        let Some(running) = self.running.get(&id) else {
+            return;
+        };
+        let done = running.streams.as_ref().is_none_or(Streams::are_done);
+        if let (true, Some(exit)) = (done, running.exit.clone()) {
+            self.end(id, &exit, Captured::default());
+        }
+    }
+
+    /// The job is dead and its output is awaited no longer.
+    pub(crate) fn cut_streams(&mut self, id: ChildId) {
+        for which in 0..2 {
+            let Some(Running { job, streams: Some(streams), .. }) = self.running.get_mut(&id) else {
+                return;
+            };
+            let seq = job.seq;
+            let lines = streams.cut(which);
+            self.print_piece(id, seq, which, lines);
+        }
+        self.end_if_done(id);
+    }
+}
+
+/// How a job ended.
+fn in_words(outcome: &Outcome) -> String {
+    match &outcome.reason {
+        Reason::NotStarted(why) => why.clone(),
+        Reason::Stopped(Stop::TimedOut) => format!("timed out after {:.1} s", outcome.runtime.as_secs_f64()),
+        Reason::Stopped(Stop::Abandoned) => "stopped".to_owned(),
+        Reason::Lost => "somebody else took its exit status".to_owned(),
+        Reason::Ended => match pidloop::Signal::from_raw(outcome.signal) {
+            Some(signal) => format!("killed by {signal}"),
+            None => format!("exit status {}", outcome.exitval),
+        },
+    }
+}
