@@ -630,9 +630,11 @@ fn acts(options: &Options, moves: &Moves) -> Result<Vec<Act>> {
     if options.trace {
         acts.push(Act::Trace);
     }
-    // In a new PID namespace the parent has no number.
-    let parent = if options.namespaces & libc::CLONE_NEWPID as u64 == 0 { std::process::id() } else { 0 };
-    acts.extend(options.parent_death.map(|signal| Act::ParentDeath(signal, parent)));
+    if let Some(signal) = options.parent_death {
+        // In a new PID namespace the parent has no number.
+        let parent = if options.namespaces & libc::CLONE_NEWPID as u64 == 0 { std::process::id() } else { 0 };
+        acts.push(Act::ParentDeath(signal, parent));
+    }
     Ok(acts)
 }
 

@@ -94,6 +94,8 @@ pub(crate) struct Life {
     unreaped: bool,
     kill_on_drop: bool,
     died: bool,
+    /// How many threads sleep until `changed`.
+    sleepers: u32,
     /// Whom to wake, each by the key of its future.
     wakers: Vec<(WakeKey, Waker)>,
     next_key: u64,
@@ -239,6 +241,7 @@ impl Cell {
                 unreaped: false,
                 kill_on_drop: birth.kill_on_drop,
                 died: false,
+                sleepers: 0,
                 wakers: Vec::new(),
                 next_key: 0,
                 after: Vec::new(),
@@ -857,7 +860,7 @@ impl Cell {
     fn publish(self: &Arc<Cell>, life: &mut Life) {
         life.exit = Some(self.make_exit(life));
         life.wake_all();
-        self.changed.notify_all();
+        self.wake_sleepers(life);
     }
 
     fn make_exit(&self, life: &Life) -> Exit {
@@ -1008,7 +1011,7 @@ impl Cell {
         }
         life.done = true;
         life.wake_all();
-        self.changed.notify_all();
+        self.wake_sleepers(life);
         if let Some(token) = life.token {
             self.core.report(token, self);
         }
@@ -1032,7 +1035,7 @@ impl Cell {
         self.with(|life| {
             life.died = true;
             life.wake_all();
-            self.changed.notify_all();
+            self.wake_sleepers(life);
         });
     }
 
@@ -1093,15 +1096,25 @@ impl Cell {
         }
     }
 
-    fn sleep<'a>(&self, life: MutexGuard<'a, Life>, until: Option<Instant>) -> Option<MutexGuard<'a, Life>> {
-        let Some(until) = until else {
-            return Some(self.changed.wait(life).unwrap_or_else(PoisonError::into_inner));
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+    fn sleep<'a>(&self, mut life: MutexGuard<'a, Life>, until: Option<Instant>) -> Option<MutexGuard<'a, Life>> {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
             return None;
         }
-        Some(self.changed.wait_timeout(life, left).unwrap_or_else(PoisonError::into_inner).0)
+        life.sleepers += 1;
+        let mut life = match left {
+            Some(left) => self.changed.wait_timeout(life, left).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.changed.wait(life).unwrap_or_else(PoisonError::into_inner),
+        };
+        life.sleepers -= 1;
+        Some(life)
+    }
+
+    /// To signal a condition nobody waits for is a system call all the same.
+    fn wake_sleepers(&self, life: &Life) {
+        if life.sleepers > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// The caller owns the child, which is not in the epoll set: wait, reap, publish; or give it back when the time is over.

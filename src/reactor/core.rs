@@ -46,7 +46,7 @@ pub(crate) struct Core {
     /// Carries the earliest deadline, so that the epoll descriptor alone is enough for any outer loop.
     timer: OwnedFd,
     tables: Mutex<Tables>,
-    /// Signalled when a child leaves the tables.
+    /// Signalled when the last child leaves the tables, if anybody waits for that.
     left: Condvar,
     /// The process that made it (promise 13).
     generation: u64,
@@ -70,6 +70,8 @@ pub(crate) struct Tables {
     ended: VecDeque<Token>,
     ended_cells: HashMap<Token, Arc<Cell>>,
     unreported: usize,
+    /// How many threads sleep until no child is left: to signal a condition nobody waits for is a system call all the same.
+    sleepers: u32,
     /// The tables of loops that were taken over from owners who are gone.
     taken_over: Vec<Arc<Core>>,
     /// Contexts that left, to be dropped when the lock is gone: the last reference to one may be ours, and what waits for it the
@@ -131,6 +133,7 @@ impl Core {
                 ended: VecDeque::new(),
                 ended_cells: HashMap::new(),
                 unreported: 0,
+                sleepers: 0,
                 taken_over: Vec::new(),
                 left: Vec::new(),
             }),
@@ -380,10 +383,14 @@ impl Core {
 
     /// Takes a child out of the slabs and out of its contexts' lists.
     pub(crate) fn leave(&self, token: Token) {
-        let (left, was_last) =
-            self.with(|tables| (tables.leave(self, token), tables.state != State::Open && tables.children.is_empty()));
-        self.left.notify_all();
-        if was_last {
+        let (left, is_empty, is_closing, sleepers) = self.with(|tables| {
+            let left = tables.leave(self, token);
+            (left, tables.children.is_empty(), tables.state != State::Open, tables.sleepers)
+        });
+        if is_empty && sleepers > 0 {
+            self.left.notify_all();
+        }
+        if is_empty && is_closing {
             // Whoever turns the loop until it is empty may sleep in it: not every child is reaped by the loop.
             self.wake();
         }
@@ -421,7 +428,9 @@ impl Core {
             if left.is_zero() {
                 return false;
             }
+            tables.sleepers += 1;
             tables = self.left.wait_timeout(tables, left).unwrap_or_else(PoisonError::into_inner).0;
+            tables.sleepers -= 1;
         }
         let taken_over = tables.taken_over.clone();
         drop(tables);
