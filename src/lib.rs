@@ -1,4 +1,5 @@
 //! [docs/ARCHITECTURE.md]: crate::documents::architecture
+//! [docs/BENCHMARKS.md]: crate::documents::benchmarks
 //! [docs/CLI.md]: crate::documents::cli
 //! [docs/DESIGN.md]: crate::documents::design
 //! [docs/FROM_GO.md]: crate::documents::from_go
@@ -48,11 +49,14 @@ pub use stdio::{ChildStderr, ChildStdin, ChildStdout, Limit, Stdio};
 /// The project's documents, for reading here and, as tests, for compiling their code.
 #[cfg(any(doc, doctest))]
 pub mod documents {
+    /// [BENCHMARKS.md]: crate::documents::benchmarks
     /// [DESIGN.md]: crate::documents::design
     /// [design-exec]: crate::documents::design#between-clone-and-exec
     /// [design-promises]: crate::documents::design#the-promises
     #[doc = include_str!("../docs/ARCHITECTURE.md")]
     pub mod architecture {}
+    #[doc = include_str!("../docs/BENCHMARKS.md")]
+    pub mod benchmarks {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
     #[doc = include_str!("../docs/CLI.md")]

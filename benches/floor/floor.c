@@ -3,12 +3,15 @@
  *
  * System calls per child, of parent and child together, as tests/system_calls.rs counts them with strace:
  *
- *   null     clone3 1  close_range 1  dup3 3  execve 1  exit_group 1  waitid 1  close 1
- *   epoll    clone3 1  close_range 1  dup3 3  execve 1  exit_group 1  waitid 1  close 1  epoll_ctl 2
+ *   null     clone3 1  close_range 1  dup3 3  execve 1  waitid 1  close 1
+ *   epoll    clone3 1  close_range 1  dup3 3  execve 1  waitid 1  close 1  epoll_ctl 2
+ *   capture  clone3 1  close_range 1  dup3 3  execve 1  waitid 1  close 5  pipe2 2  read 4  write 2
  *
- * (`epoll` has 64 in flight; its epoll_wait takes what is there, less than one call a child, and is not counted.) The parent is
- * suspended until the exec (CLONE_VFORK), shares its memory and its table of descriptors (CLONE_VM, CLONE_FILES); the child first
- * makes a table of its own of what is below the descriptors it needs.
+ * and the exit_group of each child, which does not return and is not counted. `epoll` has 64 in flight: its epoll_wait takes what is
+ * there, less than one call a child. `write` is the child's own.
+ *
+ * The parent is suspended until the exec (CLONE_VFORK) and shares its memory and its table of descriptors (CLONE_VM, CLONE_FILES);
+ * the child first makes a table of its own of what is below the descriptors it needs.
  *
  * Changing this file moves every figure of the project: it needs a line in CHANGELOG.md. */
 

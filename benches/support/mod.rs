@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each benchmark uses a part of it")]
 
 mod arguments;
+mod cc;
 mod contender;
 mod figures;
 mod goals;
