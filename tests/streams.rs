@@ -8,11 +8,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, pipe, sh, state, threads};
+use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, pipe, rounds, sh, state, threads};
 use pidloop::{
     Cancel, Cause, ChildId, Command, Context, Ended, Error, ErrorKind, Limit, Reactor, Signal, Stage, Stdio,
 };
@@ -618,6 +619,58 @@ fn the_pipe_of_a_blocked_reader_is_closed_when_its_child_is_dead() {
             assert_eq!(pipes(), before);
         }
         drop(gate);
+    });
+}
+
+#[test]
+fn streams_that_are_raced_by_cancels_are_whole_or_a_beginning() {
+    in_own_process("streams_that_are_raced_by_cancels_are_whole_or_a_beginning", || {
+        Command::new("true").run().unwrap();
+        let (fds, count) = (open_descriptors(), threads());
+        let sent: Arc<[u8]> = (0..3 * MIB).map(|i| (i / 3 % 251) as u8).collect();
+        let (whole, cancelled) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for lane in 0..4 {
+                let (sent, whole, cancelled) = (&sent, &whole, &cancelled);
+                scope.spawn(move || {
+                    for round in 0..rounds(50) {
+                        let bytes = [0, 1, 4096, 70_000, MIB, 3 * MIB][(round + lane) % 6];
+                        let text = sent.clone();
+                        let collected = Collected::default();
+                        let ctx = Context::new();
+                        let mut command = Command::new("cat");
+                        command.stdin(match round % 2 {
+                            0 => Stdio::reader(io::Cursor::new(text).take(bytes as u64)),
+                            _ => Stdio::bytes(&sent[..bytes]),
+                        });
+                        command.stdout(Stdio::writer(collected.clone())).stderr(Stdio::captured()).context(&ctx);
+                        let child = command.spawn().unwrap();
+                        let rival = thread::spawn(move || {
+                            // From at once to never.
+                            for _ in 0..(round * 37 % 50) * 40 {
+                                thread::yield_now();
+                            }
+                            ctx.cancel();
+                        });
+                        let output = child.wait_with_output().unwrap();
+                        rival.join().unwrap();
+                        let got = collected.0.lock().unwrap();
+                        assert!(sent.starts_with(&got), "{} of {bytes}", got.len());
+                        if output.exit().check().is_ok() {
+                            assert_eq!(got.len(), bytes);
+                            whole.fetch_add(1, Ordering::Relaxed);
+                        } else {
+                            cancelled.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let (whole, cancelled) = (whole.into_inner(), cancelled.into_inner());
+        assert!(whole > 0 && cancelled > 0, "{whole} whole, {cancelled} cancelled: no race");
+        eventually("the threads have ended", || threads() == count);
+        assert_eq!(open_descriptors(), fds);
+        assert_eq!(children_of_ours(), []);
     });
 }
 
