@@ -193,6 +193,48 @@ fn standard_streams_that_are_given_crosswise() {
 }
 
 #[test]
+fn in_a_host_without_standard_streams_nothing_of_ours_takes_their_places() {
+    in_own_process("in_a_host_without_standard_streams_nothing_of_ours_takes_their_places", || {
+        let saved: Vec<OwnedFd> = (0..3).map(|n| raised(standard(n))).collect();
+        let file = raised(memory("file"));
+        for n in 0..3 {
+            // SAFETY: this process is the test's own; they are put back below.
+            unsafe { libc::close(n) };
+        }
+        let taken = || (0..3).filter(|n| fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok()).count();
+        let look = || -> pidloop::Result<_> {
+            let mut seen = Vec::new();
+            for round in 0..6 {
+                let mut command = sleep();
+                match round {
+                    0 => command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()),
+                    1 => command.stdin(Stdio::reader(std::io::repeat(0))).stdout(Stdio::writer(std::io::sink())),
+                    2 => command.stdin(Stdio::bytes(vec![0; 1 << 20])).stderr(Stdio::captured()),
+                    3 => command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::stdout()),
+                    4 => command.fd(3, rustix::io::fcntl_dupfd_cloexec(&file, 3).unwrap()),
+                    _ => command.inherit_fd(file.as_raw_fd()),
+                };
+                let child = command.spawn()?;
+                let during = taken();
+                let numbers: Vec<RawFd> = view_of(child.id()).into_keys().collect();
+                child.kill()?;
+                child.wait()?;
+                seen.push((during, numbers));
+            }
+            Ok((seen, taken()))
+        };
+        let result = std::panic::catch_unwind(look);
+        for (n, fd) in saved.iter().enumerate() {
+            std::mem::forget(at(fd, n as RawFd));
+        }
+        let (seen, after) = result.unwrap().unwrap();
+        let expected = [vec![0, 1, 2], vec![0, 1], vec![0, 2], vec![0, 1, 2], vec![3], vec![file.as_raw_fd()]];
+        assert_eq!(seen, expected.map(|numbers| (0, numbers)));
+        assert_eq!(after, 0);
+    });
+}
+
+#[test]
 fn streams_of_ours_beside_given_numbers() {
     // Our own pipe ends lie on the numbers that the child's descriptors get.
     for _ in 0..20 {
