@@ -59,7 +59,11 @@ impl Command {
     /// [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) if a context was cancelled before the program ran: then
     /// nothing is left of it.
     pub fn spawn(&self) -> Result<Child> {
-        spawn(default_core()?, self)
+        spawn(self.default_core()?, self)
+    }
+
+    fn default_core(&self) -> Result<&'static Arc<Core>> {
+        default_core().map_err(|error| error.of(self.shown()))
     }
 
     /// Runs it to its end, as std's `status`: `Ok` for every exit status.
@@ -115,7 +119,7 @@ impl Command {
     }
 
     fn finish(&self, defaults: Defaults) -> Result<(Exit, Captured)> {
-        let core = default_core()?;
+        let core = self.default_core()?;
         if defaults == Defaults::Inherit && self.is_plain() {
             // Nothing else can happen that anybody has to watch for: the caller waits and reaps itself.
             let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched: false })?;

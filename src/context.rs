@@ -210,7 +210,7 @@ impl Context {
         let watch = match Watch::new(new_eventfd()?, &numbers) {
             Ok(watch) => watch,
             Err(error) => match error.raw_os_error() {
-                None => return Err(Error::new(ErrorKind::Unsupported).saying("too many contexts wait for signals")),
+                None => return Err(Error::new(ErrorKind::Unsupported).saying("64 contexts wait for signals already")),
                 Some(libc::EINVAL) => return refused("one of the signals is the C library's own".into()),
                 Some(_) => return Err(Error::os(Stage::Signals, error)),
             },

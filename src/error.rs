@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::cause::Cause;
 use crate::exit::{Captured, Exit};
+use crate::shell::Word;
 
 /// How many bytes of a child's captured stderr an error shows.
 pub(crate) const STDERR_SHOWN_BYTES: usize = 1024;
@@ -298,7 +299,7 @@ impl Error {
         self.0.kind
     }
 
-    /// The command, as a shell would be given it; secret arguments read `***`.
+    /// The command, as a shell would be given it, on one line; secret arguments read `***`. Cut after 1,024 bytes.
     pub fn command(&self) -> Option<&str> {
         self.0.command.as_deref()
     }
@@ -398,19 +399,33 @@ impl fmt::Display for Error {
         }
         self.write_what(f)?;
         if let Some(path) = &e.path {
-            write!(f, " {}", path.display())?;
+            write!(f, " {}", Word(path.as_os_str()))?;
         }
-        if let Some(detail) = &e.detail {
-            write!(f, ": {detail}")?;
+        match &e.detail {
+            // Then it is the whole of what there is to say.
+            Some(detail) if self.is_told_by_detail() => f.write_str(detail)?,
+            Some(detail) => write!(f, ": {detail}")?,
+            None => {}
         }
-        if let Some(source) = &e.source {
-            write!(f, ": {source}")?;
+        match &e.source {
+            // The words say it better than ENOENT.
+            Some(source) if !self.is_missing_in_path() => write!(f, ": {source}")?,
+            _ => {}
         }
         self.write_stderr(f)
     }
 }
 
 impl Error {
+    fn is_told_by_detail(&self) -> bool {
+        let e = &*self.0;
+        e.kind == ErrorKind::Io && e.stage.is_none() && e.cause.is_none() && e.detail.is_some()
+    }
+
+    fn is_missing_in_path(&self) -> bool {
+        (self.0.kind, self.0.stage) == (ErrorKind::NotFound, Some(Stage::Lookup))
+    }
+
     fn write_what(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let e = &*self.0;
         match (e.kind, &e.exit, &e.cause, e.stage) {
@@ -424,13 +439,16 @@ impl Error {
             (ErrorKind::ShutDown, ..) => f.write_str("shutting down: nothing is started any more"),
             (ErrorKind::NoSuchChild, ..) => f.write_str("no such child"),
             (ErrorKind::RelativeLookup, ..) => f.write_str("cannot run executable found relative to current directory"),
+            (ErrorKind::InvalidInput, ..) if e.command.is_none() => f.write_str("invalid input"),
             (ErrorKind::InvalidInput, ..) => f.write_str("invalid command"),
+            (ErrorKind::NotFound, .., Some(Stage::Lookup)) => f.write_str("no directory of PATH has the program"),
             (ErrorKind::Unsupported, ..) => f.write_str("not supported here"),
             (_, Some(exit), Some(cause), _) => write!(f, "stopped ({cause}), {exit}"),
             (_, None, Some(cause), _) => write!(f, "not started: {cause}"),
             (_, _, _, Some(stage)) => write!(f, "could not {stage}"),
             (ErrorKind::NoDescriptors, ..) => f.write_str("no descriptors left"),
             (ErrorKind::NoMemory, ..) => f.write_str("no memory left"),
+            _ if self.is_told_by_detail() => Ok(()),
             _ => f.write_str("operation failed"),
         }
     }
@@ -444,7 +462,12 @@ impl Error {
         if stderr.is_empty() || self.0.exit.is_none() {
             return Ok(());
         }
-        let shown = &stderr[stderr.len().saturating_sub(STDERR_SHOWN_BYTES)..];
+        let mut shown = &stderr[stderr.len().saturating_sub(STDERR_SHOWN_BYTES)..];
+        if shown.len() < stderr.len() {
+            // Not in the midst of a character.
+            let within = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
+            shown = &shown[shown.iter().take(3).take_while(|byte| within(byte)).count()..];
+        }
         let dots = if shown.len() < stderr.len() { "…" } else { "" };
         write!(f, "\nstderr: {dots}{}", String::from_utf8_lossy(shown))
     }

@@ -25,6 +25,7 @@ mod lifecycle;
 mod pipe;
 mod process;
 mod reactor;
+mod shell;
 mod signal;
 mod spawn;
 mod spawner;

@@ -16,10 +16,14 @@ pub use self::options::{IoPriority, Namespace, Resource, Scheduler};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::helpers;
+use crate::shell::Word;
 use crate::signal::Signal;
 use crate::spawn::{self, Options};
 use crate::stdio::{Kind, Stdio};
 use crate::sys::is_open;
+
+/// How much of a command line errors and logs show, and each running child keeps.
+const LABEL_MAX_BYTES: usize = 1024;
 
 /// What to run, where its streams go, and how it must stop. As std's `Command`, and what Go's `exec.Cmd` adds to that.
 ///
@@ -422,7 +426,18 @@ impl Command {
 
     /// The command as a shell line, secrets hidden; made once.
     pub(crate) fn label(&self) -> Arc<str> {
-        self.label.get_or_init(|| self.to_string().into()).clone()
+        self.label.get_or_init(|| self.shown().into()).clone()
+    }
+
+    /// As [`label`](Command::label), made anew.
+    pub(crate) fn shown(&self) -> String {
+        let mut line = self.to_string();
+        if line.len() > LABEL_MAX_BYTES {
+            let end = (0..=LABEL_MAX_BYTES).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+            line.truncate(end);
+            line.push('…');
+        }
+        line
     }
 
     /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
@@ -492,6 +507,11 @@ impl Command {
         if let Some((number, _)) = self.extra.iter().find(|(number, _)| *number < 3) {
             return Err(self.invalid(&format!("descriptor {number} is not 3 or more")));
         }
+        // To the kernel it means "as it is": the child would keep our privileges.
+        let ids = [self.options.uid, self.options.gid];
+        if ids.contains(&Some(u32::MAX)) {
+            return Err(self.invalid(&format!("{} is nobody's id", u32::MAX)));
+        }
         // Now, before descriptors of ours take its place.
         if let Some(number) = self.options.inherit.iter().find(|number| !is_open(**number)) {
             let why = io::Error::from_raw_os_error(libc::EBADF);
@@ -528,24 +548,12 @@ impl Command {
     }
 }
 
-/// What a shell takes literally without quotes.
-fn needs_no_quotes(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"%+,-./:=@_^".contains(&byte)
-}
-
-fn write_word(f: &mut fmt::Formatter<'_>, word: &OsStr) -> fmt::Result {
-    if !word.is_empty() && word.as_bytes().iter().copied().all(needs_no_quotes) {
-        return f.write_str(&word.to_string_lossy());
-    }
-    write!(f, "'{}'", word.to_string_lossy().replace('\'', r"'\''"))
-}
-
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_word(f, &self.program)?;
+        Word(&self.program).fmt(f)?;
         for arg in &self.args {
             f.write_str(" ")?;
-            if arg.secret { f.write_str("***")? } else { write_word(f, &arg.value)? }
+            if arg.secret { f.write_str("***")? } else { Word(&arg.value).fmt(f)? }
         }
         Ok(())
     }

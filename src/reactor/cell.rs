@@ -482,7 +482,7 @@ impl Cell {
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         self.core.check_ours()?;
         self.with(|life| self.send(life, signal))
-            .map_err(|e| self.error(ErrorKind::Io).saying(format!("{signal}")).because(e))
+            .map_err(|e| self.error(ErrorKind::Io).saying(format!("could not send {signal}")).because(e))
     }
 
     /// The handle is gone.

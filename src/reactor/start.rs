@@ -58,12 +58,14 @@ pub(crate) struct Manner {
 
 /// Starts a child and enters it in the tables of `core`.
 pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
-    core.check_ours()?;
-    if command.options.parent_death.is_some() {
-        let (core, command) = (core.clone(), command.clone());
-        return spawner::run(move || start_here(&core, &command, manner));
-    }
-    start_here(core, command, manner)
+    let started = core.check_ours().and_then(|()| {
+        if command.options.parent_death.is_some() {
+            let (core, command) = (core.clone(), command.clone());
+            return spawner::run(move || start_here(&core, &command, manner));
+        }
+        start_here(core, command, manner)
+    });
+    started.map_err(|error| error.of(command.shown()))
 }
 
 fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
