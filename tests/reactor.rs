@@ -332,3 +332,57 @@ fn its_descriptor_can_be_borrowed() {
     let _ = reactor.as_fd();
     assert!(!is_readable(&reactor));
 }
+
+/// Its pidfd is readable all the time, and nobody can wait for it: the loop hears of that once, and of its end.
+#[test]
+fn a_traced_child_costs_no_turns_until_its_tracer_lets_go() {
+    const NAME: &str = "a_traced_child_costs_no_turns_until_its_tracer_lets_go";
+    in_own_process(NAME, || {
+        let mut reactor = Reactor::new().unwrap();
+        let id = reactor.spawn(Command::new("sleep").arg("60")).unwrap();
+        let pid = reactor.pid(id).unwrap();
+        let (mut told, tell) = common::pipe();
+        let (listen, let_go) = common::pipe();
+        // SAFETY: the copy makes system calls alone.
+        let tracer = unsafe { libc::fork() };
+        if tracer == 0 {
+            trace(pid as i32, &tell, &listen, &let_go);
+        }
+        drop((tell, listen));
+        let mut seized = [0];
+        std::io::Read::read_exact(&mut told, &mut seized).unwrap();
+        if seized == [0] {
+            reactor.kill(id).unwrap();
+            return common::skip(NAME, "it may not be traced");
+        }
+        reactor.kill(id).unwrap();
+        eventually("it is dead", || common::state(pid) == Some('Z'));
+        let mut turns = 0;
+        while is_readable(&reactor) {
+            reactor.turn(Some(Duration::ZERO)).unwrap();
+            turns += 1;
+            assert!(turns <= 4, "it spins");
+        }
+        assert!(reactor.next_exit().is_none());
+        reactor.terminate(id, Duration::ZERO).unwrap();
+        drop(let_go);
+        let ended = next(&mut reactor);
+        assert_eq!((ended.exit().signal(), ended.exit().cause()), (Some(Signal::SIGKILL), None));
+        // SAFETY: waitpid(2) for that child alone.
+        unsafe { libc::waitpid(tracer, std::ptr::null_mut(), 0) };
+    });
+}
+
+/// Says whether it could seize it, and holds it until nobody has the other end of `listen` any more. ptrace(2).
+fn trace(pid: i32, tell: &std::fs::File, listen: &std::fs::File, let_go: &std::fs::File) -> ! {
+    use std::os::fd::AsRawFd;
+    // SAFETY: integers, and one byte on the stack.
+    unsafe {
+        libc::close(let_go.as_raw_fd());
+        let seized = u8::from(libc::ptrace(libc::PTRACE_SEIZE, pid, 0usize, 0usize) == 0);
+        libc::write(tell.as_raw_fd(), std::ptr::from_ref(&seized).cast(), 1);
+        let mut byte = 0u8;
+        libc::read(listen.as_raw_fd(), std::ptr::from_mut(&mut byte).cast(), 1);
+        libc::_exit(0);
+    }
+}

@@ -3,9 +3,14 @@
 mod common;
 
 use std::fs;
+use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{self, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::{children_of_ours, eventually, exists, in_own_process, open_descriptors, sh};
@@ -221,4 +226,122 @@ fn a_wait_that_times_out_changes_nothing() {
 fn wait_closes_an_untaken_stdin() {
     let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_hundred_threads_wait_and_all_are_told_the_same() {
+    let child = sh("read line; exit 9").stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.take_stdin();
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = (0..100).map(|_| scope.spawn(|| child.wait().unwrap())).collect();
+        drop(stdin);
+        for waiter in waiters {
+            let exit = waiter.join().unwrap();
+            assert_eq!((exit.code(), exit.exited_at()), (Some(9), child.wait().unwrap().exited_at()));
+        }
+    });
+}
+
+/// A waker that does as it is told and counts how often it was asked.
+struct Rouser {
+    calls: AtomicUsize,
+    act: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Rouser {
+    fn new(act: impl Fn() + Send + Sync + 'static) -> Arc<Rouser> {
+        Arc::new(Rouser { calls: AtomicUsize::new(0), act: Box::new(act) })
+    }
+}
+
+impl Wake for Rouser {
+    fn wake(self: Arc<Self>) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        (self.act)();
+    }
+}
+
+fn poll_with<T>(future: impl Future<Output = T>, rouser: &Arc<Rouser>) -> Poll<T> {
+    pin!(future).poll(&mut task::Context::from_waker(&Waker::from(rouser.clone())))
+}
+
+#[test]
+fn wakers_may_panic_and_may_drop_the_child() {
+    let child = Arc::new(Mutex::new(None));
+    let held = child.clone();
+    let panics = Rouser::new(|| std::panic::resume_unwind(Box::new("as asked")));
+    let drops = Rouser::new(move || drop(held.lock().unwrap().take()));
+    let spawned = sh("exec sleep 60").stdout(Stdio::captured()).spawn().unwrap();
+    let pid = spawned.id();
+    let mut first = pin!(spawned.wait_async());
+    let mut second = pin!(spawned.wait_async());
+    for (future, rouser) in [(first.as_mut(), &panics), (second.as_mut(), &drops)] {
+        assert!(future.poll(&mut task::Context::from_waker(&Waker::from(rouser.clone()))).is_pending());
+    }
+    // A future borrows its own child: the one that is dropped inside is another.
+    *child.lock().unwrap() = Some(sh("exec sleep 60").kill_on_drop(true).spawn().unwrap());
+    spawned.kill().unwrap();
+    eventually("both are woken", || panics.calls.load(Ordering::SeqCst) + drops.calls.load(Ordering::SeqCst) == 2);
+    assert_eq!(spawned.wait().unwrap().signal(), Some(pidloop::Signal::SIGKILL));
+    eventually("it is dropped", || child.lock().unwrap().is_none());
+    eventually("it is reaped", || !exists(pid));
+}
+
+/// A long-lived child that is awaited for a moment again and again.
+#[test]
+fn a_dropped_wait_takes_its_waker_with_it() {
+    let child = Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+    let rousers: Vec<_> = (0..100).map(|_| Rouser::new(|| {})).collect();
+    for rouser in &rousers {
+        assert!(poll_with(child.wait_async(), rouser).is_pending());
+    }
+    assert!(rousers.iter().all(|rouser| Arc::strong_count(rouser) == 1));
+    // One future that is polled with another waker each time wakes the last alone.
+    {
+        let mut future = pin!(child.wait_async());
+        for rouser in &rousers {
+            let waker = Waker::from(rouser.clone());
+            assert!(future.as_mut().poll(&mut task::Context::from_waker(&waker)).is_pending());
+        }
+        child.kill().unwrap();
+        eventually("the last is woken", || rousers[99].calls.load(Ordering::SeqCst) == 1);
+    }
+    assert!(rousers[..99].iter().all(|rouser| rouser.calls.load(Ordering::SeqCst) == 0));
+}
+
+/// The logger is somebody else's code: it panics, and asks us things.
+#[test]
+fn a_logger_that_panics_and_comes_back_harms_nobody() {
+    struct Logger(Mutex<Option<Arc<pidloop::Child>>>, AtomicUsize);
+    impl log::Log for Logger {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, _: &log::Record<'_>) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            if let Some(child) = self.0.lock().unwrap().take() {
+                let _ = (child.try_wait(), child.kill(), child.pidfd());
+            }
+            std::panic::resume_unwind(Box::new("as asked"));
+        }
+        fn flush(&self) {}
+    }
+    static LOGGER: Logger = Logger(Mutex::new(None), AtomicUsize::new(0));
+
+    in_own_process("a_logger_that_panics_and_comes_back_harms_nobody", || {
+        log::set_logger(&LOGGER).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+        for round in 1..=5 {
+            let child = Arc::new(sh("exec sleep 60").stdout(Stdio::captured()).spawn().unwrap());
+            let panics = Rouser::new(|| std::panic::resume_unwind(Box::new("as asked")));
+            let mut future = pin!(child.wait_async());
+            let waker = Waker::from(panics.clone());
+            assert!(future.as_mut().poll(&mut task::Context::from_waker(&waker)).is_pending());
+            *LOGGER.0.lock().unwrap() = Some(child.clone());
+            child.kill().unwrap();
+            eventually("it is logged", || LOGGER.1.load(Ordering::SeqCst) >= round);
+            assert_eq!(child.wait().unwrap().signal(), Some(pidloop::Signal::SIGKILL));
+        }
+        Command::new("true").output().unwrap();
+    });
 }

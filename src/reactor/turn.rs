@@ -344,3 +344,100 @@ impl AsFd for Loop {
         self.core.epoll()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::cell::Birth;
+    use super::super::start::{Defaults, Manner, start};
+    use super::*;
+    use crate::cause::Cause;
+    use crate::command::Command;
+    use crate::context::Context;
+    use crate::process::Scope;
+    use crate::spawn::Busy;
+
+    const SOON: Option<Duration> = Some(Duration::from_secs(20));
+
+    fn start_sleep(core: &Arc<Core>, change: impl for<'a> FnOnce(&'a mut Command) -> &'a mut Command) -> Arc<Cell> {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        change(&mut command);
+        let manner = Manner { defaults: Defaults::Inherit, busy: Busy::Spin { tries: 1 }, watched: true };
+        start(core, &command, manner).unwrap().0
+    }
+
+    #[test]
+    fn what_a_panic_left_unserved_comes_again() {
+        let mut turning = Loop::new(true).unwrap();
+        let core = turning.core().clone();
+        let ctx = Context::new();
+        let (late, parent) = (Duration::from_millis(20), Context::new());
+        let timed = start_sleep(&core, |command| command.timeout(late));
+        let cancelled = start_sleep(&core, |command| command.context(&ctx));
+        let expired = start_sleep(&core, |command| command.context(&parent.with_timeout(late)));
+        ctx.cancel();
+        // A turn that takes everything and serves nothing.
+        while turning.batch.due.len() < 2 {
+            turning.poll.poll(&mut turning.events, SOON).unwrap();
+            turning.sort_events();
+            core.take_due(&mut turning.batch.due, ALARMS_TURN_MAX);
+        }
+        let token = turning.batch.contexts[0];
+        assert!(core.begin_stopping(token) && !core.begin_stopping(token));
+        turning.recover();
+        while core.live() > 0 {
+            turning.turn(SOON).unwrap();
+        }
+        let cause = |cell: &Cell| cell.exit().unwrap().cause().cloned();
+        assert_eq!(cause(&timed), Some(Cause::DeadlineExceeded));
+        assert_eq!(cause(&cancelled), Some(Cause::Cancelled));
+        assert_eq!(cause(&expired), Some(Cause::DeadlineExceeded));
+    }
+
+    #[test]
+    fn the_places_that_a_crowd_left_empty_are_work_too() {
+        let turning = Loop::new(true).unwrap();
+        let core = turning.core();
+        let ctx = Context::new();
+        let enter = |_| {
+            let birth = Birth {
+                label: "nobody".into(),
+                spawned_at: Instant::now(),
+                scope: Scope::Child,
+                kill_on_drop: false,
+                extra: None,
+            };
+            core.enter(&Cell::new(core, birth), std::slice::from_ref(&ctx), None).unwrap()
+        };
+        let mut tokens: Vec<Token> = (0..3000).map(enter).collect();
+        let last = tokens.pop().unwrap();
+        tokens.into_iter().for_each(|token| core.withdraw(token));
+        let context = core.watch(&ctx).unwrap();
+        let (mut cursor, mut slices, mut cells) = (0, 0, Vec::new());
+        while let Some(next) = core.members(context, cursor, 1000, &mut cells) {
+            (cursor, slices) = (next, slices + 1);
+        }
+        assert!(slices >= 2, "one slice looked at {cursor} places");
+        assert!(Arc::ptr_eq(&cells[0], &core.child(last).unwrap()) && cells.len() == 1);
+        core.withdraw(last);
+        core.unwatch(context);
+    }
+
+    #[test]
+    fn what_is_due_at_once_is_served_in_slices() {
+        let turning = Loop::new(true).unwrap();
+        let core = turning.core();
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for slot in 0..10 {
+            core.arm(now, (Token::new(Kind::Child, 0, slot), crate::timer::Clock::Deadline));
+        }
+        for expected in [4, 8, 10, 10] {
+            core.take_due(&mut due, 4);
+            assert_eq!(due.len(), expected);
+        }
+        assert_eq!(core.next_deadline(), None);
+    }
+}
