@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Fd(Arc<OwnedFd>),
     /// This process's descriptor of that number: 1 or 2.
     Ours(RawFd),
-    Bytes(Arc<[u8]>),
+    Bytes(Arc<Vec<u8>>),
     Reader(OneShot<dyn Read + Send>),
     Writer(OneShot<dyn Write + Send>),
     SameAsStdout,
@@ -86,7 +86,7 @@ impl Stdio {
     /// The reactor writes these bytes to the child's stdin and closes it. A child that does not read them is no error; what it has left
     /// unread when it is dead and its output has ended is given up. Only for stdin.
     pub fn bytes(bytes: impl Into<Vec<u8>>) -> Stdio {
-        Stdio(Kind::Bytes(bytes.into().into()))
+        Stdio(Kind::Bytes(Arc::new(bytes.into())))
     }
 
     /// What `reader` gives is written to the child's stdin, which is closed at its end; Go's `Cmd.Stdin`. Only for stdin.

@@ -289,12 +289,12 @@ fn read_into(fd: BorrowedFd<'_>, bytes: &mut Vec<u8>, room: usize) -> rustix::io
 #[derive(Debug)]
 pub(crate) struct Feed {
     pub(crate) fd: OwnedFd,
-    bytes: Arc<[u8]>,
+    bytes: Arc<Vec<u8>>,
     written_bytes: usize,
 }
 
 impl Feed {
-    pub(crate) fn new(fd: OwnedFd, bytes: Arc<[u8]>) -> Feed {
+    pub(crate) fn new(fd: OwnedFd, bytes: Arc<Vec<u8>>) -> Feed {
         Feed { fd, bytes, written_bytes: 0 }
     }
 
