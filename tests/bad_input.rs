@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::{
     SOON, cgroup2, children_of_ours, eventually, in_own_process, open_descriptors, sh, skip, spawn_ready, state,
 };
-use pidloop::{Cancel, Command, Context, ErrorKind, Limit, Reactor, Signal, Stdio};
+use pidloop::{Cancel, Command, Context, ErrorKind, Limit, Reactor, Signal, Stage, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -237,12 +237,46 @@ fn a_spawn_that_hangs_in_the_exec_is_ended() {
     };
     hangs(&Command::new(&program), || {
         let mut question = [PollFd::new(&questions, PollFlags::IN)];
-        poll(&mut question, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+        poll(&mut question, Some(&Timespec::default())).unwrap() > 0
     });
     // Unanswered questions are answered with yes.
     drop(questions);
     Command::new(&program).run().unwrap();
     std::fs::remove_file(&program).unwrap();
+}
+
+/// One that hangs there with other ids holds up no other one, and keeps our dumpable flag cleared for as long as its new user could read our
+/// memory.
+#[test]
+fn a_hanging_change_of_ids_holds_up_no_other_one() {
+    const NAME: &str = "a_hanging_change_of_ids_holds_up_no_other_one";
+    in_own_process(NAME, || {
+        if !rustix::process::geteuid().is_root() {
+            return skip(NAME, "not root");
+        }
+        let program = std::env::temp_dir().join(format!("pidloop-hanging-ids-{}", std::process::id()));
+        std::fs::copy("/bin/true", &program).unwrap();
+        let Some(questions) = ask_before_exec(&program) else {
+            std::fs::remove_file(&program).unwrap();
+            return skip(NAME, "fanotify may not ask for permission");
+        };
+        // SAFETY: prctl(2) with integers.
+        let dumpable = || unsafe { libc::prctl(libc::PR_GET_DUMPABLE) };
+        assert_eq!(dumpable(), 1);
+        let ctx = Context::new();
+        std::thread::scope(|scope| {
+            let hanging = scope.spawn(|| Command::new(&program).uid(65534).context(&ctx).spawn().unwrap_err().kind());
+            eventually("it is half born", || {
+                poll(&mut [PollFd::new(&questions, PollFlags::IN)], Some(&Timespec::default())).unwrap() > 0
+            });
+            assert!(Command::new("true").uid(65534).timeout(SOON).status().unwrap().success());
+            assert_eq!(dumpable(), 0);
+            ctx.cancel();
+            assert_eq!(hanging.join().unwrap(), ErrorKind::Cancelled);
+        });
+        assert_eq!(dumpable(), 1);
+        std::fs::remove_file(&program).unwrap();
+    });
 }
 
 /// `fanotify_init(2)`, `fanotify_mark(2)`.
@@ -273,6 +307,78 @@ fn hangs(command: &Command, half_born: impl Fn() -> bool + Sync) {
         assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
         assert!(error.exit().is_none());
     });
+}
+
+/// A directory of programs that are none.
+#[test]
+fn what_cannot_be_run_says_why() {
+    let dir = std::env::temp_dir().join(format!("pidloop-programs-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let write = |name: &str, content: &[u8], mode| {
+        let path = dir.join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    write("orphan", b"#!/no/such/interpreter\n", 0o755);
+    write("closed", b"#!/bin/sh\n", 0o644);
+    write("garbage", b"\x01\x02 no program\n", 0o755);
+    write("empty", b"", 0o755);
+    let fails = |command: &mut Command| command.spawn().unwrap_err();
+    for (name, kind, errno, says) in [
+        ("missing", ErrorKind::NotFound, libc::ENOENT, "No such file"),
+        ("orphan", ErrorKind::NotFound, libc::ENOENT, "the file is there, but not the interpreter"),
+        ("closed", ErrorKind::PermissionDenied, libc::EACCES, "Permission denied"),
+        ("garbage", ErrorKind::Exec, libc::ENOEXEC, "Exec format error"),
+        ("empty", ErrorKind::Exec, libc::ENOEXEC, "Exec format error"),
+        ("", ErrorKind::PermissionDenied, libc::EACCES, "it is a directory"),
+        ("closed/deeper", ErrorKind::NotFound, libc::ENOTDIR, "Not a directory"),
+    ] {
+        let error = fails(&mut Command::new(dir.join(name)));
+        let seen = (error.kind(), error.stage(), error.raw_os_error(), error.path());
+        assert_eq!(seen, (kind, Some(Stage::Exec), Some(errno), Some(&*dir.join(name))), "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    // As seen from its own directory.
+    let error = fails(Command::new("./orphan").current_dir(&dir));
+    assert!(error.to_string().contains("./orphan: the file is there"), "{error}");
+    for (name, errno) in [("missing", libc::ENOENT), ("closed", libc::ENOTDIR)] {
+        let error = fails(Command::new("true").current_dir(dir.join(name)));
+        let seen = (error.kind(), error.stage(), error.raw_os_error(), error.path());
+        assert_eq!(seen, (ErrorKind::Setup, Some(Stage::Directory), Some(errno), Some(&*dir.join(name))));
+    }
+    for mut command in [Command::new("a\0b"), Command::new("")] {
+        assert_eq!(fails(&mut command).kind(), ErrorKind::InvalidInput);
+    }
+    for (command, says) in [
+        (Command::new("true").arg("a\0b"), "an argument"),
+        (Command::new("true").env("A", "a\0b"), "an environment variable"),
+        (Command::new("true").env("A\0", "b"), "an environment variable"),
+        (Command::new("true").current_dir("a\0b"), "directory"),
+        (Command::new("true").chroot("a\0b"), "a path"),
+    ] {
+        let error = fails(command);
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn arguments_of_any_size_are_passed_or_refused() {
+    const LONGEST_BYTES: usize = (128 << 10) - 1;
+    let count = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert_eq!(count(sh("echo ${#1}").args(["sh", &"x".repeat(LONGEST_BYTES)])), format!("{LONGEST_BYTES}\n"));
+    assert_eq!(count(sh("echo $#").arg("sh").args((0..100_000).map(|_| "x"))), "100000\n");
+    let is_too_big = |command: &mut Command| {
+        let error = command.spawn().unwrap_err();
+        let seen = (error.kind(), error.stage(), error.raw_os_error());
+        assert_eq!(seen, (ErrorKind::Exec, Some(Stage::Exec), Some(libc::E2BIG)));
+        assert!(error.path().is_some_and(|path| path.is_absolute() && path.ends_with("true")));
+    };
+    is_too_big(Command::new("true").arg("x".repeat(LONGEST_BYTES + 1)));
+    is_too_big(Command::new("true").env("X", "x".repeat(LONGEST_BYTES)));
+    is_too_big(Command::new("true").args((0..100).map(|_| "x".repeat(LONGEST_BYTES))));
+    Command::new("true").run().unwrap();
 }
 
 #[test]

@@ -17,7 +17,7 @@ mod status_signals;
 
 use std::os::unix::process::CommandExt;
 
-use pidloop::{Command, Context, ErrorKind, Signal};
+use pidloop::{Command, Context, ErrorKind, Reactor, Signal, Stage, Stdio};
 
 /// Set in the processes that run under a filter.
 const VARIABLE: &str = "PIDLOOP_TEST_RESTRICTED";
@@ -27,40 +27,62 @@ const ARCH: u32 = 0xC000_003E;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xC000_00B7;
 
-/// A filter that answers `errno` to close_range, pidfd_send_signal with flags, the ioctl of pidfds and faccessat2, and an errno of its own
-/// to clone3: libc itself starts threads by that, and gets over ENOSYS alone.
-fn filter(errno: u32, clone3_errno: u32) -> Vec<libc::sock_filter> {
-    const PIDFD_IOCTL: u32 = 0xFF;
+/// What a filter answers `errno` to.
+#[derive(Clone, Copy)]
+struct Rule {
+    call: libc::c_long,
+    /// (argument, mask, value): only if these bits of it are that.
+    only_if: Option<(u32, u32, u32)>,
+    errno: i32,
+}
+
+fn refuse(call: libc::c_long, errno: i32) -> Rule {
+    Rule { call, only_if: None, errno }
+}
+
+fn refuse_if(call: libc::c_long, only_if: (u32, u32, u32), errno: i32) -> Rule {
+    Rule { call, only_if: Some(only_if), errno }
+}
+
+/// seccomp(2).
+fn filter(rules: &[Rule]) -> Vec<libc::sock_filter> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    let jump = |k: u32, jt: u8, jf: u8| libc::sock_filter {
+    let equals = |k: u32, otherwise_skip: u8| libc::sock_filter {
         code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-        jt,
-        jf,
+        jt: 0,
+        jf: otherwise_skip,
         k,
     };
     let load = |offset: u32| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
     let allow = statement(libc::BPF_RET, libc::SECCOMP_RET_ALLOW);
-    let refuse = statement(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | errno);
     let (number, arch, args) = (0, 4, 16);
+    // Another architecture's numbers are not ours.
+    let mut program = vec![load(arch), libc::sock_filter { jt: 1, ..equals(ARCH, 0) }, allow];
+    for rule in rules {
+        let answer = statement(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | rule.errno as u32);
+        program.push(load(number));
+        if let Some((arg, mask, value)) = rule.only_if {
+            let mask = statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask);
+            program.extend([equals(rule.call as u32, 4), load(args + arg * 8), mask, equals(value, 1), answer]);
+        } else {
+            program.extend([equals(rule.call as u32, 1), answer]);
+        }
+    }
+    program.push(allow);
+    program
+}
+
+/// The newer calls: `errno` for close_range, pidfd_send_signal with flags, the ioctl of pidfds and faccessat2, and an errno of its own for
+/// clone3: libc itself starts threads by that, and gets over ENOSYS alone.
+fn newer_calls(errno: i32, clone3_errno: i32) -> Vec<Rule> {
+    const PIDFD_SIGNAL_PROCESS_GROUP: u32 = 4;
     vec![
-        load(arch),
-        jump(ARCH, 1, 0),
-        allow,
-        load(number),
-        jump(libc::SYS_clone3 as u32, 11, 0),
-        jump(libc::SYS_close_range as u32, 9, 0),
-        jump(libc::SYS_faccessat2 as u32, 8, 0),
-        jump(libc::SYS_pidfd_send_signal as u32, 0, 2),
-        load(args + 3 * 8),
-        jump(0, 4, 5),
-        jump(libc::SYS_ioctl as u32, 0, 3),
+        refuse(libc::SYS_clone3, clone3_errno),
+        refuse(libc::SYS_close_range, errno),
+        refuse(libc::SYS_faccessat2, errno),
+        refuse_if(libc::SYS_pidfd_send_signal, (3, PIDFD_SIGNAL_PROCESS_GROUP, PIDFD_SIGNAL_PROCESS_GROUP), errno),
         // The type of the ioctl's number: its second byte.
-        load(args + 8),
-        statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0xFF00),
-        jump(PIDFD_IOCTL << 8, 1, 0),
-        allow,
-        refuse,
-        statement(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | clone3_errno),
+        refuse_if(libc::SYS_ioctl, (1, 0xFF00, 0xFF00), errno),
     ]
 }
 
@@ -79,7 +101,7 @@ fn run_all_under(errno: i32) {
     if std::env::var(VARIABLE).is_ok() {
         return;
     }
-    let filter = filter(errno as u32, libc::ENOSYS as u32);
+    let filter = filter(&newer_calls(errno, libc::ENOSYS));
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["::", "--test-threads=4"]).env(VARIABLE, "1");
     // SAFETY: two system calls, between fork and exec.
@@ -111,7 +133,7 @@ fn a_thread_that_may_not_use_clone3() {
     common::in_own_process("a_thread_that_may_not_use_clone3", || {
         Command::new("true").group().spawn().unwrap().wait().unwrap();
         let before = common::open_descriptors();
-        if let Err(error) = install(&filter(libc::EPERM as u32, libc::EPERM as u32)) {
+        if let Err(error) = install(&filter(&newer_calls(libc::EPERM, libc::EPERM))) {
             return common::skip("a_thread_that_may_not_use_clone3", &error.to_string());
         }
         for _ in 0..3 {
@@ -127,6 +149,124 @@ fn a_thread_that_may_not_use_clone3() {
         assert_eq!(common::open_descriptors(), before);
         assert_eq!(common::children_of_ours(), []);
     });
+}
+
+/// Runs `body`, one of a test's cases, in a process of its own, on a thread of its own, which alone is filtered; what others it starts
+/// are, too.
+fn restricted(name: &str, case: usize, rules: &[Rule], body: impl FnOnce() + Send) {
+    const VARIABLE: &str = "PIDLOOP_TEST_CASE";
+    match std::env::var(VARIABLE) {
+        Ok(wanted) if wanted == case.to_string() => {}
+        Ok(_) => return,
+        Err(_) => {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args([name, "--nocapture", "--test-threads=1"]).env(VARIABLE, case.to_string());
+            let output = command.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && text.contains("1 passed"), "{text}");
+            return;
+        }
+    }
+    let filter = filter(rules);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || match install(&filter) {
+            Ok(()) => body(),
+            Err(error) => common::skip(name, &format!("no seccomp here: {error}")),
+        });
+        thread.join().unwrap();
+    });
+}
+
+/// All that makes a table private, and all that sweeps it: none of it is needed.
+#[test]
+fn without_any_way_to_a_private_table() {
+    for (case, errno) in [libc::EPERM, libc::ENOSYS].into_iter().enumerate() {
+        let rules = [refuse(libc::SYS_close_range, errno), refuse(libc::SYS_unshare, errno)];
+        restricted("without_any_way_to_a_private_table", case, &rules, || {
+            let stray = rustix::io::dup(std::fs::File::open("/dev/zero").unwrap()).unwrap();
+            for _ in 0..3 {
+                let mut command = Command::new("ls");
+                let output = command.arg("/proc/self/fd").output().unwrap();
+                assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n1\n2\n3\n");
+            }
+            drop(stray);
+            let capabilities = pidloop::capabilities();
+            assert!(capabilities.clone3 && !capabilities.shared_table && !capabilities.close_range, "{capabilities}");
+        });
+    }
+}
+
+/// In a sandbox that refuses clone3 by EPERM libc starts no threads: a caller's own loop needs none.
+#[test]
+fn a_process_that_may_not_use_clone3_or_pidfd_open() {
+    let rules = [refuse(libc::SYS_clone3, libc::EPERM), refuse(libc::SYS_pidfd_open, libc::ENOSYS)];
+    restricted("a_process_that_may_not_use_clone3_or_pidfd_open", 0, &rules, || {
+        let mut reactor = Reactor::new().unwrap();
+        let id = reactor.spawn(Command::new("echo").arg("x").stdout(Stdio::captured())).unwrap();
+        let ended = loop {
+            match reactor.next_exit() {
+                Some(ended) => break ended,
+                None => reactor.turn(None).unwrap(),
+            }
+        };
+        assert_eq!((ended.id(), ended.into_output().stdout), (id, b"x\n".to_vec()));
+    });
+}
+
+/// What nothing works without.
+#[test]
+fn what_is_missing_is_named() {
+    const NAME: &str = "what_is_missing_is_named";
+    const P_PIDFD: u32 = 3;
+    let pidfd = libc::CLONE_PIDFD as u32;
+    for (i, errno) in [libc::EPERM, libc::ENOSYS, libc::EINVAL].into_iter().enumerate() {
+        let cases = [
+            (vec![refuse_if(libc::SYS_waitid, (0, u32::MAX, P_PIDFD), errno)], "waitid with P_PIDFD"),
+            (vec![refuse(libc::SYS_pidfd_send_signal, errno)], "pidfd_send_signal"),
+            (
+                vec![refuse(libc::SYS_clone3, libc::ENOSYS), refuse_if(libc::SYS_clone, (0, pidfd, pidfd), errno)],
+                "clone with CLONE_PIDFD",
+            ),
+        ];
+        for (j, (rules, what)) in cases.into_iter().enumerate() {
+            restricted(NAME, 3 * i + j, &rules, || {
+                for _ in 0..2 {
+                    let error = Command::new("true").spawn().unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                    assert!(error.to_string().contains(what), "{error}");
+                    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::Unsupported);
+                }
+                assert_eq!(common::children_of_ours(), []);
+            });
+        }
+    }
+}
+
+/// A lack is no refusal: it is reported, and forgotten.
+#[test]
+fn a_lack_of_memory_or_processes_says_so() {
+    const NAME: &str = "a_lack_of_memory_or_processes_says_so";
+    let stack_bytes = 256 << 10;
+    let cases = [
+        (vec![refuse_if(libc::SYS_mmap, (1, u32::MAX, stack_bytes), libc::ENOMEM)], ErrorKind::NoMemory, Stage::Clone),
+        (vec![refuse(libc::SYS_clone3, libc::ENOMEM)], ErrorKind::NoMemory, Stage::Clone),
+        (vec![refuse(libc::SYS_clone3, libc::EAGAIN)], ErrorKind::NoProcessSlots, Stage::Clone),
+        (
+            vec![refuse(libc::SYS_close_range, libc::ENOMEM), refuse(libc::SYS_unshare, libc::ENOMEM)],
+            ErrorKind::NoMemory,
+            Stage::DescriptorTable,
+        ),
+    ];
+    for (case, (rules, kind, stage)) in cases.into_iter().enumerate() {
+        restricted(NAME, case, &rules, || {
+            let before = (pidloop::capabilities().clone3, pidloop::capabilities().shared_table);
+            let mut reactor = Reactor::new().unwrap();
+            let error = reactor.spawn(&Command::new("true")).unwrap_err();
+            assert_eq!((error.kind(), error.stage(), error.is_transient()), (kind, Some(stage), true), "{error}");
+            assert_eq!((pidloop::capabilities().clone3, pidloop::capabilities().shared_table), before);
+            assert_eq!(common::children_of_ours(), []);
+        });
+    }
 }
 
 mod inside {

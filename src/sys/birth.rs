@@ -762,6 +762,7 @@ fn execute(script: &Script) -> Mishap {
     let mask = script.mask;
     // The last call before the exec: from here on a signal may kill the child, and its status will tell.
     let _ = sys(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, ptr::from_ref(&mask) as usize, 0, 8, 0]);
+    let many = script.paths.len() > 1;
     let mut mishap = (AT_EXEC, libc::ENOENT, 0);
     for (i, path) in script.paths.iter().enumerate() {
         let args = [
@@ -773,7 +774,7 @@ fn execute(script: &Script) -> Mishap {
         ];
         match sys(libc::SYS_execve, args) {
             // As execvp(3): not there, or on a filesystem that is not.
-            Err(libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT) => {}
+            Err(libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT) if many => {}
             Err(libc::EACCES) => mishap = (AT_EXEC, libc::EACCES, i as i32),
             Err(other) => return (AT_EXEC, other, i as i32),
             Ok(_) => {}

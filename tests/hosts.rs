@@ -1,0 +1,475 @@
+//! Processes that are hard to live in: few descriptors or thousands, other threads that fork and open, storms of signals, threads that end,
+//! an engine that was cut off from what it had (promises 4, 6, 8). Knows the public API and what such hosts do.
+
+mod common;
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use common::{SOON, children_of_ours, in_own_process, open_descriptors, rounds, sh, skip, state};
+use pidloop::{Command, ErrorKind, Stage, Stdio};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// A file of its own for each spawn, whose inode the child must find.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Files {
+        let dir = std::env::temp_dir().join(format!("pidloop-{name}-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        Files(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A child that is given two files and a pipe, and says what it has: each number with its inode.
+fn has_the_right_files(files: &Files, name: &str) {
+    let made = ["in", "err"].map(|end| {
+        let path = files.path(&format!("{name}-{end}"));
+        File::options().read(true).write(true).create_new(true).open(path).unwrap()
+    });
+    let inodes = made.each_ref().map(|file| file.metadata().unwrap().ino());
+    let [stdin, stderr] = made;
+    let mut command = Command::new("ls");
+    command.args(["-L", "-i", "/proc/self/fd"]).stdin(OwnedFd::from(stdin)).stderr(OwnedFd::from(stderr));
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let mut seen: Vec<(u32, Option<u64>)> = text
+        .lines()
+        .map(|line| line.split_whitespace())
+        .map(|mut words| (words.next().and_then(|inode| inode.parse().ok()), words.next().unwrap().parse().unwrap()))
+        .map(|(inode, number)| (number, inode))
+        .collect();
+    seen.sort_unstable();
+    // The last one is the directory that is being read.
+    assert_eq!(seen.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2, 3], "{text}");
+    assert_eq!([seen[0].1, seen[2].1], inodes.map(Some), "{text}");
+}
+
+/// Opens, duplicates and closes descriptors of its own, and forks, until it is told to stop.
+fn churn(stop: &AtomicBool, forks: bool) {
+    let mut open: Vec<OwnedFd> = Vec::new();
+    let mut random = 1u32;
+    while !stop.load(Ordering::Relaxed) {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        match random >> 29 {
+            0 | 1 => open.push(File::open("/dev/zero").unwrap().into()),
+            2 => open.extend(open.last().map(|fd| fd.try_clone().unwrap())),
+            3 => open.extend(open.last().map(|fd| rustix::io::dup(fd).unwrap())),
+            4 if open.len() > 1 => {
+                let mut target = open.pop().unwrap();
+                rustix::io::dup2(&open[0], &mut target).unwrap();
+                open.push(target);
+            }
+            _ if open.len() > 8 => open.clear(),
+            _ => {}
+        }
+        if forks && random >> 24 == 0 {
+            let mut command = std::process::Command::new("true");
+            // SAFETY: nothing is done: it makes std fork.
+            unsafe { command.pre_exec(|| Ok(())) };
+            command.status().unwrap();
+        }
+    }
+}
+
+#[test]
+fn others_fork_and_open_while_eight_threads_spawn() {
+    in_own_process("others_fork_and_open_while_eight_threads_spawn", || {
+        let files = Files::new("churn");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for forks in [true, false, true] {
+                let stop = &stop;
+                scope.spawn(move || churn(stop, forks));
+            }
+            let files = &files;
+            let spawners: Vec<_> = (0..8)
+                .map(|thread| {
+                    scope.spawn(move || {
+                        (0..rounds(25)).for_each(|i| has_the_right_files(files, &format!("{thread}-{i}")));
+                    })
+                })
+                .collect();
+            let results: Vec<_> = spawners.into_iter().map(|spawner| spawner.join()).collect();
+            stop.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+        });
+        assert_eq!(children_of_ours(), []);
+    });
+}
+
+#[test]
+fn thousands_are_open_before_the_first_spawn() {
+    in_own_process("thousands_are_open_before_the_first_spawn", || {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+        let first = File::open("/dev/zero").unwrap();
+        let many: Vec<_> = (0..15_000).map_while(|_| first.try_clone().ok()).collect();
+        let files = Files::new("many");
+        has_the_right_files(&files, "first");
+        drop(many);
+        has_the_right_files(&files, "second");
+    });
+}
+
+/// A host that closes a number it did not open, and gets it for a file of its own.
+#[test]
+fn our_null_device_is_taken_away() {
+    in_own_process("our_null_device_is_taken_away", || {
+        let inherited = open_descriptors();
+        Command::new("cat").stdin(Stdio::null()).run().unwrap();
+        let is_ours = |fd: &&(i32, String)| fd.1 == "/dev/null" && !inherited.contains(fd);
+        let now = open_descriptors();
+        let number = now.iter().find(is_ours).expect("it is kept").0;
+        let files = Files::new("null");
+        let path = files.path("file");
+        fs::write(&path, "content").unwrap();
+        let works = |what: &str| {
+            let mut command = sh("cat; echo out; echo err >&2");
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::captured());
+            let output = command.output().unwrap();
+            assert_eq!(output.stderr, b"err\n", "{what}");
+        };
+        for (what, open) in [
+            ("a file", Some(File::options().read(true).append(true).open(&path).unwrap())),
+            ("for reading alone", Some(File::open("/dev/null").unwrap())),
+            ("nothing", None),
+        ] {
+            // SAFETY: what a host may do by mistake; nobody else uses the number in this process.
+            unsafe {
+                match &open {
+                    Some(file) => assert_eq!(libc::dup2(file.as_raw_fd(), number), number),
+                    None => assert_eq!(libc::close(number), 0),
+                }
+            }
+            works(what);
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"content");
+    });
+}
+
+#[test]
+fn the_limit_sinks_below_what_we_have_open() {
+    in_own_process("the_limit_sinks_below_what_we_have_open", || {
+        sh("exit 0").output().unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        let has_room = open_descriptors().iter().filter(|(number, _)| *number < 40).count() < 20;
+        assert!(has_room);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(40), maximum: limit.maximum }).unwrap();
+        let output = sh("cat; echo out").output().unwrap();
+        assert_eq!(output.stdout, b"out\n");
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), maximum: limit.maximum }).unwrap();
+        let error = sh("exit 0").output().unwrap_err();
+        setrlimit(Resource::Nofile, limit).unwrap();
+        assert_eq!(error.kind(), ErrorKind::NoDescriptors, "{error}");
+        assert!(sh("echo out").output().is_ok());
+    });
+}
+
+static HANDLED: AtomicUsize = AtomicUsize::new(0);
+static HANDLED_ELSEWHERE: AtomicUsize = AtomicUsize::new(0);
+static OURSELVES: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn handler(_: i32) {
+    // SAFETY: getpid(2). A half-born child that ran this would do it in our memory.
+    let pid = unsafe { libc::syscall(libc::SYS_getpid) } as u32;
+    let counter = if pid == OURSELVES.load(Ordering::Relaxed) { &HANDLED } else { &HANDLED_ELSEWHERE };
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn handle(signals: &[i32]) {
+    OURSELVES.store(std::process::id(), Ordering::Relaxed);
+    for signal in signals {
+        // SAFETY: the handler asks for a number and counts; no SA_RESTART, so that calls are interrupted.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            assert_eq!(libc::sigaction(*signal, &action, std::ptr::null_mut()), 0);
+        }
+    }
+}
+
+#[test]
+fn a_storm_of_alarms_interrupts_everything() {
+    in_own_process("a_storm_of_alarms_interrupts_everything", || {
+        handle(&[libc::SIGALRM, libc::SIGCHLD, libc::SIGPIPE, libc::SIGTSTP, libc::SIGUSR1]);
+        let every = libc::timeval { tv_sec: 0, tv_usec: 500 };
+        let timer = libc::itimerval { it_interval: every, it_value: every };
+        // SAFETY: setitimer(2).
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+        for _ in 0..rounds(100) {
+            let output = Command::new("cat").arg("/proc/self/status").output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let set = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+            assert_eq!((set("SigBlk:"), set("SigCgt:")), ("0".repeat(16), "0".repeat(16)));
+            assert_eq!(u64::from_str_radix(&set("SigIgn:"), 16).unwrap() & 1 << (libc::SIGPIPE - 1), 0);
+        }
+        assert!(HANDLED.load(Ordering::Relaxed) > 0);
+        assert_eq!(HANDLED_ELSEWHERE.load(Ordering::Relaxed), 0);
+    });
+}
+
+/// ^Z at the worst of all times: the half-born child would be stopped, and its creator with it until somebody continues them.
+#[test]
+fn stop_signals_while_children_are_born() {
+    in_own_process("stop_signals_while_children_are_born", || {
+        handle(&[libc::SIGTSTP]);
+        // A group of our own, whose leader's parent is in another one: not orphaned, so that the stops are meant.
+        // SAFETY: setpgid(2).
+        assert_eq!(unsafe { libc::setpgid(0, 0) }, 0);
+        let (done, is_done) = mpsc::channel();
+        let stop = AtomicBool::new(false);
+        let until = Instant::now() + Duration::from_millis(rounds(1500) as u64);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // SAFETY: kill(2) of our own group.
+                    unsafe { libc::kill(0, libc::SIGTSTP) };
+                    std::thread::yield_now();
+                }
+            });
+            scope.spawn(move || {
+                let mut spawned = 0;
+                while Instant::now() < until {
+                    let child = Command::new("true").spawn().unwrap();
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    spawned += 1;
+                }
+                done.send(spawned).unwrap();
+            });
+            let spawned = is_done.recv_timeout(SOON);
+            stop.store(true, Ordering::Relaxed);
+            if spawned.is_err() {
+                // The creator hangs: only this ends it.
+                // SAFETY: kill(2) of our own group.
+                unsafe { libc::kill(0, libc::SIGKILL) };
+            }
+            assert!(spawned.unwrap() > 20);
+        });
+        assert_eq!(HANDLED_ELSEWHERE.load(Ordering::Relaxed), 0);
+    });
+}
+
+/// What the half-born child takes in its program's place is sent on: the program stops, as it should.
+#[test]
+fn a_stop_that_comes_early_stops_the_program() {
+    const NAME: &str = "a_stop_that_comes_early_stops_the_program";
+    let Some(base) = common::cgroup2() else { return skip(NAME, "no cgroup v2") };
+    let dir = base.join(format!("pidloop-early-{}", std::process::id()));
+    if fs::create_dir(&dir).is_err() {
+        return skip(NAME, "cgroups are not delegated");
+    }
+    if fs::write(dir.join("cgroup.freeze"), "1").is_err() {
+        fs::remove_dir(&dir).unwrap();
+        return skip(NAME, "cgroups cannot be frozen");
+    }
+    let mut command = Command::new("sleep");
+    command.arg("60").cgroup(File::open(&dir).unwrap());
+    let child = std::thread::scope(|scope| {
+        let spawner = scope.spawn(|| command.spawn().unwrap());
+        let half_born = || fs::read_to_string(dir.join("cgroup.procs")).unwrap().trim().parse::<i32>().ok();
+        common::eventually("it is half born", || half_born().is_some());
+        let pid = rustix::process::Pid::from_raw(half_born().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TSTP).unwrap();
+        fs::write(dir.join("cgroup.freeze"), "0").unwrap();
+        spawner.join().unwrap()
+    });
+    common::eventually("it is stopped", || state(child.id()) == Some('T'));
+    assert_eq!(fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap(), "sleep\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    common::eventually("the cgroup is empty", || fs::remove_dir(&dir).is_ok());
+}
+
+#[test]
+fn a_thread_with_a_small_stack_can_spawn() {
+    let small = std::thread::Builder::new().stack_size(64 << 10);
+    let thread = small.spawn(|| sh("echo out").stdin(Stdio::bytes("in")).output().unwrap().stdout).unwrap();
+    assert_eq!(thread.join().unwrap(), b"out\n");
+}
+
+struct AtTheEnd(mpsc::Sender<Vec<u8>>);
+
+impl Drop for AtTheEnd {
+    fn drop(&mut self) {
+        for _ in 0..2 {
+            let _ = self.0.send(sh("echo late").output().map(|output| output.stdout).unwrap_or_default());
+        }
+    }
+}
+
+thread_local! {
+    static AT_THE_END: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) };
+}
+
+/// Our own thread-local storage may be gone by then, or not: it is made before and after the other one.
+#[test]
+fn a_thread_can_spawn_while_it_ends() {
+    for spawns_before in [false, true] {
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            if spawns_before {
+                Command::new("true").run().unwrap();
+            }
+            AT_THE_END.set(Some(AtTheEnd(sender)));
+            Command::new("true").run().unwrap();
+        });
+        thread.join().unwrap();
+        assert_eq!(receiver.into_iter().collect::<Vec<_>>(), [b"late\n", b"late\n"]);
+    }
+}
+
+#[test]
+fn a_process_can_spawn_while_it_exits() {
+    const VARIABLE: &str = "PIDLOOP_TEST_ATEXIT";
+    extern "C" fn at_exit() {
+        let output = sh("echo at exit").output().map(|output| output.stdout).unwrap_or_default();
+        let _ = std::io::stdout().write_all(&output);
+        let _ = Command::new("true").status();
+    }
+    if std::env::var(VARIABLE).is_ok() {
+        Command::new("true").run().unwrap();
+        // SAFETY: a function of ours.
+        unsafe { libc::atexit(at_exit) };
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_process_can_spawn_while_it_exits", "--nocapture"]).env(VARIABLE, "1");
+    let output = command.timeout(SOON).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with("at exit\n"), "{text}");
+}
+
+/// A program that was written a moment ago is busy for as long as anybody's half-born child has the descriptor: not ours, and theirs not for
+/// long.
+#[test]
+fn programs_are_run_as_soon_as_they_are_written() {
+    let files = Files::new("busy");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (files, stop) = (&files, &stop);
+        for forks in [true, true] {
+            scope.spawn(move || churn(stop, forks));
+        }
+        let writers: Vec<_> = (0..3)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for i in 0..rounds(60) {
+                        let path = files.path(&format!("{thread}-{i}"));
+                        let mut file = File::options().write(true).create_new(true).mode(0o755).open(&path).unwrap();
+                        file.write_all(&fs::read("/bin/true").unwrap()).unwrap();
+                        drop(file);
+                        Command::new(&path).run().unwrap();
+                    }
+                })
+            })
+            .collect();
+        let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        stop.store(true, Ordering::Relaxed);
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+}
+
+#[test]
+fn a_program_that_stays_busy_is_an_error_that_may_be_tried_again() {
+    let files = Files::new("held");
+    let path = files.path("program");
+    fs::copy("/bin/true", &path).unwrap();
+    let held = File::options().append(true).open(&path).unwrap();
+    let begun = Instant::now();
+    let error = Command::new(&path).spawn().unwrap_err();
+    assert!(begun.elapsed() >= Duration::from_millis(50), "{:?}", begun.elapsed());
+    assert_eq!((error.raw_os_error(), error.is_transient()), (Some(libc::ETXTBSY), true), "{error}");
+    assert_eq!((error.stage(), error.path()), (Some(Stage::Exec), Some(Path::new(&path))));
+    drop(held);
+    Command::new(&path).run().unwrap();
+}
+
+/// Whose number a failed clone leaves behind is told by the child, which is not there.
+#[test]
+fn a_clone_that_fails_late_kills_no_stranger() {
+    const NAME: &str = "a_clone_that_fails_late_kills_no_stranger";
+    in_own_process(NAME, || {
+        Command::new("true").run().unwrap();
+        let Some(cage) = Cage::enter() else { return skip(NAME, "no cgroup whose processes can be limited") };
+        let mut stranger = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&stranger);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    drop(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap());
+                }
+            });
+            let (sender, receiver) = mpsc::channel::<pidloop::Context>();
+            scope.spawn(move || receiver.into_iter().for_each(|ctx| ctx.cancel()));
+            cage.close();
+            for _ in 0..rounds(3000) {
+                let ctx = pidloop::Context::new();
+                sender.send(ctx.clone()).unwrap();
+                let error = Command::new("true").context(&ctx).spawn().unwrap_err();
+                assert!(matches!(error.kind(), ErrorKind::NoProcessSlots | ErrorKind::Cancelled), "{error}");
+            }
+            cage.open();
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(stranger.try_wait().unwrap().is_none(), "somebody killed it");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        Command::new("true").run().unwrap();
+    });
+}
+
+/// A cgroup that this process is in, and that can be closed to new processes.
+struct Cage(PathBuf);
+
+impl Cage {
+    fn enter() -> Option<Cage> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let with_pids = |line: &str| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let is_it = kind.starts_with("cgroup2 ") || kind.starts_with("cgroup ") && kind.ends_with(",pids");
+            is_it.then(|| PathBuf::from(mount.split(' ').nth(4).unwrap()))
+        };
+        mounts.lines().filter_map(with_pids).find_map(|base| {
+            let dir = base.join(format!("pidloop-cage-{}", std::process::id()));
+            fs::create_dir(&dir).ok()?;
+            let cage = Cage(dir);
+            let entered = cage.0.join("pids.max").exists() && fs::write(cage.0.join("cgroup.procs"), "0").is_ok();
+            entered.then_some(cage)
+        })
+    }
+
+    fn close(&self) {
+        fs::write(self.0.join("pids.max"), "1").unwrap();
+    }
+
+    fn open(&self) {
+        fs::write(self.0.join("pids.max"), "max").unwrap();
+    }
+}
+
+impl Drop for Cage {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.parent().unwrap().join("cgroup.procs"), "0");
+        common::eventually("the cgroup is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
