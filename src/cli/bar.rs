@@ -33,7 +33,7 @@ impl Bar {
     pub(crate) fn update(&self, progress: Progress) {
         let Some(bar) = &self.0 else { return };
         if bar.length() != progress.total || bar.position() == 0 {
-            bar.set_style(style(progress.total.is_some()));
+            bar.set_style(style(progress.total.is_some(), progress.ended > 0));
             if let Some(total) = progress.total {
                 bar.set_length(total);
             }
@@ -65,11 +65,12 @@ impl Bar {
     }
 }
 
-fn style(has_total: bool) -> ProgressStyle {
-    let template = if has_total {
-        "{elapsed} {wide_bar} {pos}/{len} {msg} ({eta} left)"
-    } else {
-        "{elapsed} {spinner} {pos} done, {msg}"
+/// Short lines: what a terminal echoes behind one (`^C`) must not begin another, which would not be cleared.
+fn style(has_total: bool, has_ended: bool) -> ProgressStyle {
+    let template = match (has_total, has_ended) {
+        (true, true) => "{elapsed} {bar:30} {pos}/{len} {msg} ({eta} left)",
+        (true, false) => "{elapsed} {bar:30} {pos}/{len} {msg}",
+        (false, _) => "{elapsed} {spinner} {pos} done, {msg}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

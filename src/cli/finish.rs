@@ -88,7 +88,7 @@ impl Run {
         }
         if let Some(dir) = &self.options.results {
             let dir = results_dir(dir, &job);
-            let number = format!("{}\n", job.seq).into_bytes();
+            let number = job.seq.to_string().into_bytes();
             let (stdout, stderr) = (captured.stdout.clone(), captured.stderr.clone());
             printed.files = vec![(dir.join("stdout"), stdout), (dir.join("stderr"), stderr), (dir.join("seq"), number)];
         }
@@ -99,7 +99,7 @@ impl Run {
         self.printer.send(Message::Ended(Box::new(printed)));
         self.show_progress();
         if !abandoned {
-            self.judge(&outcome);
+            self.judge(&job, &outcome, &command);
         }
     }
 
@@ -122,7 +122,7 @@ impl Run {
     }
 
     /// Whether the run ends early.
-    fn judge(&mut self, outcome: &Outcome) {
+    fn judge(&mut self, job: &Job, outcome: &Outcome, command: &[u8]) {
         let (Some(condition), None) = (self.options.halt.0, self.end) else {
             return;
         };
@@ -134,6 +134,12 @@ impl Run {
         let Some(status) = condition.met(counts, outcome.shell_status()) else {
             return;
         };
+        let how = if outcome.is_success() { "succeeded".to_owned() } else { in_words(outcome) };
+        let halted = match condition.urgency {
+            Urgency::Now => "stopping",
+            Urgency::Soon => "starting no more",
+        };
+        self.say(&format!("job {}: {}: {how}: {halted}", job.seq, shorten(command)));
         self.stop_starting(End::Halted(status));
         if condition.urgency == Urgency::Now {
             self.stop_all();

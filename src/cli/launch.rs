@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use pidloop::{Command, Error, ErrorKind, Limit, Resource, Stdio};
+use pidloop::{Command, Error, ErrorKind, Limit, Resource, Signal, Stdio};
 use rustix::process::{Resource as Kernel, Rlimit, getrlimit, setrlimit};
 
 use super::options::Options;
@@ -21,6 +21,8 @@ const ARGUMENT_MAX_BYTES: usize = (128 << 10) - 1;
 pub(crate) struct Launcher {
     output: Output,
     kill_after: Duration,
+    /// A run that goes on with this one's record must not meet its jobs, should we be killed. It costs a thread's help at each start.
+    die_with_us: bool,
     /// The limit of open descriptors that jobs get, if we have raised our own.
     open_files: Option<(u64, u64)>,
 }
@@ -43,7 +45,12 @@ impl Launcher {
             (_, true) => Output::Streamed,
             _ => Output::Captured(options.max_output.map(Half::of)),
         };
-        Launcher { output, kill_after: options.kill_after, open_files: raise_open_files(options.jobs.0) }
+        Launcher {
+            output,
+            kill_after: options.kill_after,
+            die_with_us: options.joblog.is_some(),
+            open_files: raise_open_files(options.jobs.0),
+        }
     }
 
     pub(crate) fn streams(&self) -> bool {
@@ -70,6 +77,9 @@ impl Launcher {
         // Stops reach the whole tree; what somebody else still holds open is awaited no longer than a stop takes.
         command.group().wait_delay(self.kill_after);
         command.inherit_fds().stdin(Stdio::null()).stdout(stdio()).stderr(stdio());
+        if self.die_with_us {
+            command.parent_death_signal(Signal::SIGKILL);
+        }
         if let Some((soft, hard)) = self.open_files {
             command.rlimit(Resource::OpenFiles, soft, hard);
         }

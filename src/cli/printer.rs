@@ -72,13 +72,21 @@ impl Message {
     }
 }
 
-/// Why printing has come to an end.
+/// What could not be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// Nobody reads our standard output any more.
     Closed,
-    /// Something could not be written: the message.
-    Broken(String),
+    /// Our standard output, for another reason: the message.
+    Stdout(String),
+    /// The joblog, or results: the message.
+    File(String),
+}
+
+impl Failure {
+    fn is_of_stdout(&self) -> bool {
+        matches!(self, Failure::Closed | Failure::Stdout(_))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +109,7 @@ impl Printer {
         let (sender, messages) = channel();
         let shared = Arc::new(Shared::default());
         let order = keeps_order.then(|| Order { next: 1, held: BTreeMap::new() });
-        let press = Press { order, joblog, bar, waker, shared: shared.clone() };
+        let press = Press { order, joblog, bar, waker, shared: shared.clone(), lost_stdout: false };
         std::thread::spawn(move || press.run(&messages));
         Printer { messages: Some(sender), shared }
     }
@@ -147,6 +155,8 @@ struct Press {
     bar: Bar,
     waker: Waker,
     shared: Arc<Shared>,
+    /// It cannot be written any more.
+    lost_stdout: bool,
 }
 
 /// Tells that the thread has ended, however that happens.
@@ -162,35 +172,15 @@ impl Drop for Done {
 impl Press {
     fn run(mut self, messages: &Receiver<Message>) {
         let _done = Done(self.shared.clone(), self.waker.clone());
-        // After a failure the rest is taken and dropped.
-        let mut works = true;
         while let Ok(message) = messages.recv() {
-            if works {
-                let result = self.take(message);
-                works = self.keep(result);
-            }
+            self.take(message);
         }
         let held = self.order.as_mut().map(|order| std::mem::take(&mut order.held)).unwrap_or_default();
-        for message in held.into_values().flatten() {
-            if works {
-                let result = self.print(message);
-                works = self.keep(result);
-            }
-        }
-    }
-
-    /// Keeps a failure for the loop; says whether there was none.
-    fn keep(&self, result: Result<(), Failure>) -> bool {
-        let Err(failure) = result else {
-            return true;
-        };
-        *self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
-        self.waker.wake();
-        false
+        held.into_values().flatten().for_each(|message| self.print(message));
     }
 
     /// Prints a message, or holds it until its job's turn has come.
-    fn take(&mut self, message: Message) -> Result<(), Failure> {
+    fn take(&mut self, message: Message) {
         let seq = match &message {
             Message::Note(_) => return self.print(message),
             Message::Piece { seq, .. } => *seq,
@@ -201,18 +191,17 @@ impl Press {
         };
         if seq != order.next {
             order.held.entry(seq).or_default().push(message);
-            return Ok(());
+            return;
         }
         let mut ended = matches!(message, Message::Ended(_));
-        self.print(message)?;
+        self.print(message);
         while ended {
             ended = false;
             for message in self.next_in_order() {
                 ended |= matches!(message, Message::Ended(_));
-                self.print(message)?;
+                self.print(message);
             }
         }
-        Ok(())
     }
 
     fn next_in_order(&mut self) -> Vec<Message> {
@@ -223,7 +212,7 @@ impl Press {
         order.held.remove(&order.next).unwrap_or_default()
     }
 
-    fn print(&mut self, message: Message) -> Result<(), Failure> {
+    fn print(&mut self, message: Message) {
         let bytes = message.bytes();
         let bar = self.bar.clone();
         let result = match message {
@@ -232,19 +221,25 @@ impl Press {
                 let _ = bar.aside(|| write_all(Stream::Stderr, &text));
                 Ok(())
             }
+            // What was not printed is not recorded either.
+            _ if self.lost_stdout => Ok(()),
             Message::Piece { to, tag, bytes, .. } => bar.aside(|| print_tagged(to, tag.as_deref(), &bytes)),
             Message::Ended(ended) => self.print_ended(*ended),
         };
+        if let Err(failure) = result {
+            self.lost_stdout |= failure.is_of_stdout();
+            *self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+            self.waker.wake();
+        }
         let before = self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         if before >= QUEUED_MAX_BYTES && before - bytes < QUEUED_MAX_BYTES {
             self.waker.wake();
         }
-        result
     }
 
     fn print_ended(&mut self, ended: Ended) -> Result<(), Failure> {
         for (path, bytes) in &ended.files {
-            write_file(path, bytes).map_err(|error| Failure::Broken(format!("results {}: {error}", path.display())))?;
+            write_file(path, bytes).map_err(|error| Failure::File(format!("results {}: {error}", path.display())))?;
         }
         if ended.output.iter().any(|bytes| !bytes.is_empty()) {
             let tag = ended.tag.as_deref();
@@ -256,7 +251,7 @@ impl Press {
         }
         // Last: what the record says is done need not be done again.
         match (&ended.record, &mut self.joblog) {
-            (Some(record), Some(joblog)) => joblog.write(record).map_err(Failure::Broken),
+            (Some(record), Some(joblog)) => joblog.write(record).map_err(Failure::File),
             _ => Ok(()),
         }
     }
@@ -288,7 +283,7 @@ fn print(to: Stream, bytes: &[u8]) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         Err(_) if to == Stream::Stderr => Ok(()),
         Err(Errno::PIPE) => Err(Failure::Closed),
-        Err(error) => Err(Failure::Broken(format!("standard output: {}", io::Error::from(error)))),
+        Err(error) => Err(Failure::Stdout(format!("standard output: {}", io::Error::from(error)))),
     }
 }
 

@@ -415,7 +415,7 @@ impl Run {
         self.waker.clear();
         match self.printer.take_failure() {
             Some(Failure::Closed) => self.close(),
-            Some(Failure::Broken(why)) => self.fail(&why),
+            Some(Failure::Stdout(why) | Failure::File(why)) => self.fail(&why),
             None => {}
         }
         if !self.printer.is_full() {

@@ -6,7 +6,10 @@ mod common;
 
 mod bad_input;
 mod basics;
+mod choices;
+mod record;
 mod stopping;
+mod terminal;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;

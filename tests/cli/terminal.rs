@@ -1,0 +1,72 @@
+//! At a terminal: the promises about Ctrl-Z, SIGUSR1, the progress bar.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+use super::common::{eventually, state};
+use super::{pidloop, start};
+
+#[test]
+fn jobs_are_stopped_and_continued_with_us_and_their_time_stands_still() {
+    let mut live = start(&["-u", "--timeout", "1", "sh", "-c", "echo $$; sleep 0.5; echo woke; sleep 60", ":::", "1"]);
+    let job: u32 = live.line().parse().unwrap();
+    let begun = Instant::now();
+    live.signal(Signal::TSTP);
+    let ours = live.child.id();
+    eventually("both are stopped", || state(ours) == Some('T') && state(job) == Some('T'));
+    // Longer than the timeout: it must not have passed.
+    eventually("time passes", || begun.elapsed() > Duration::from_millis(1200));
+    assert_eq!((state(ours), state(job)), (Some('T'), Some('T')));
+    live.signal(Signal::CONT);
+    assert_eq!(live.line(), "woke");
+    let ran = live.end();
+    assert_eq!(ran.code(), 1);
+    assert!(ran.stderr.contains("timed out"), "{}", ran.stderr);
+    assert!(begun.elapsed() >= Duration::from_millis(2000));
+}
+
+#[test]
+fn sigusr1_shows_what_runs() {
+    let mut live = start(&["-u", "-j2", "sh", "-c", "echo $$; sleep 60", ":::", "1", "2"]);
+    let mut pids = [live.line(), live.line()];
+    pids.sort();
+    live.signal(Signal::USR1);
+    let mut stderr = BufReader::new(live.child.stderr.take().unwrap());
+    let mut lines = [String::new(), String::new(), String::new()];
+    for line in &mut lines {
+        stderr.read_line(line).unwrap();
+    }
+    assert_eq!(lines[0], "pidloop: 2 jobs running, 0 succeeded, 0 failed\n");
+    for (number, line) in lines[1..].iter().enumerate() {
+        assert!(line.starts_with(&format!("  job {}, pid ", number + 1)), "{line}");
+        assert!(pids.iter().any(|pid| line.contains(&format!("pid {pid},"))), "{line}");
+        assert!(line.ends_with(&format!(" s: sh -c 'echo $$; sleep 60' {}\n", number + 1)), "{line}");
+    }
+    live.signal(Signal::TERM);
+    assert_eq!(live.end().code(), 143);
+}
+
+#[test]
+fn a_terminal_shows_progress_and_a_summary() {
+    for (option, shown) in [("--color", true), ("--no-bar", false)] {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let stderr = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let mut command = pidloop();
+        command.args([option, "-j1", "sh", "-c", "sleep 0.2; exit $0", ":::", "0", "7"]);
+        let mut child = command.env("TERM", "xterm").stderr(Stdio::from(stderr)).spawn().unwrap();
+        // The terminal hangs up (EIO) when its last writer is gone, and that includes the command itself.
+        drop(command);
+        let mut seen = Vec::new();
+        let _ = std::fs::File::from(terminal).read_to_end(&mut seen);
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        let text = String::from_utf8_lossy(&seen);
+        assert_eq!(text.contains("1/2 1 running"), shown, "{text}");
+        assert_eq!(text.contains("pidloop: 1 succeeded, \x1b[31m1 failed\x1b[0m in 0."), shown, "{text}");
+    }
+}
