@@ -39,7 +39,7 @@ fn a_line_without_end_is_not_kept() {
 #[test]
 fn a_missing_program_is_named() {
     for (program, why) in [
-        ("no-such-program", "could not look up the program no-such-program"),
+        ("no-such-program", "the program no-such-program"),
         ("/no/such/program", "No such file or directory"),
         ("/", "Permission denied"),
         ("/etc/passwd", "Permission denied"),
