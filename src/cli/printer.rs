@@ -116,9 +116,12 @@ impl Printer {
 
     pub(crate) fn send(&self, message: Message) {
         self.shared.queued_bytes.fetch_add(message.bytes(), Ordering::Relaxed);
-        if let Some(messages) = &self.messages {
-            // The thread ends when this sender is gone.
-            let _ = messages.send(message);
+        match (&self.messages, message) {
+            // The thread ends when this sender is gone, not before.
+            (Some(messages), message) => drop(messages.send(message)),
+            // Only we ourselves may still have something to say.
+            (None, Message::Note(text)) => drop(write_all(Stream::Stderr, &text)),
+            (None, _) => {}
         }
     }
 
@@ -228,7 +231,8 @@ impl Press {
         };
         if let Err(failure) = result {
             self.lost_stdout |= failure.is_of_stdout();
-            *self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+            // The first one says most.
+            self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
             self.waker.wake();
         }
         let before = self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);

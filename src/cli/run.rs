@@ -391,7 +391,10 @@ impl Run {
                 Token::Waker => self.hear(),
                 Token::Stdout => {
                     self.hub.forget(Stream::Stdout.fd());
-                    self.close();
+                    // Whoever has read everything may go.
+                    if self.end != Some(End::Done) {
+                        self.close();
+                    }
                 }
                 Token::Stream(number) => self.on_stream(number),
             }
@@ -411,7 +414,7 @@ impl Run {
     }
 
     /// The reader has more, or the printer has failed, caught up, or ended.
-    fn hear(&mut self) {
+    pub(crate) fn hear(&mut self) {
         self.waker.clear();
         match self.printer.take_failure() {
             Some(Failure::Closed) => self.close(),

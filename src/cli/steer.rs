@@ -83,7 +83,7 @@ impl Run {
 
     /// From now on nothing is started. An interruption outranks what came before it.
     pub(crate) fn stop_starting(&mut self, end: End) {
-        if self.end.is_none() || matches!(end, End::Interrupted(_)) {
+        if matches!(self.end, None | Some(End::Done)) || matches!(end, End::Interrupted(_)) {
             self.end = Some(end);
         }
         self.again.clear();
@@ -163,6 +163,7 @@ impl Run {
         while !self.printer.is_done() && self.pressure == pressure {
             self.serve_the_end(None);
         }
+        self.hear();
         self.bar.clear();
         if self.options.summary || self.bar.is_shown() {
             let summary = self.tally.summary(self.begun.elapsed(), self.colors);
