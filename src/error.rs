@@ -431,6 +431,7 @@ impl Error {
         match (e.kind, &e.exit, &e.cause, e.stage) {
             (ErrorKind::Unsuccessful, Some(exit), ..) => write!(f, "{exit}"),
             (ErrorKind::StatusLost, ..) => f.write_str("the exit status was taken by somebody else"),
+            (ErrorKind::OutputLimit, _, None, _) => f.write_str("more output than its limit allows"),
             (ErrorKind::OutputCut, ..) => f.write_str("somebody still held its output open when reading was ended"),
             (ErrorKind::CancelFailed, ..) => f.write_str("canceling the command failed"),
             (ErrorKind::StreamUsed, ..) => f.write_str("a stream that serves one spawn was already used"),

@@ -30,6 +30,8 @@ pub(crate) struct Ending {
     pub(crate) exited_at: Instant,
     pub(crate) reaped_at: Option<Instant>,
     pub(crate) held_open: HeldOpen,
+    /// A captured stream was longer than its `Limit::StopAt` allows.
+    pub(crate) over_limit: bool,
     /// Why the closure of `Cancel::call` failed.
     pub(crate) cancel_failed: Option<Arc<str>>,
     /// Which stream the caller's own code did not serve to the end, and why.
@@ -195,8 +197,8 @@ impl Exit {
     ///
     /// In this order of blame: it was stopped ([`ErrorKind::Cancelled`], [`ErrorKind::DeadlineExceeded`],
     /// [`ErrorKind::Stopped`], [`ErrorKind::OutputLimit`], also if it then exited with 0); it was not successful
-    /// ([`ErrorKind::Unsuccessful`]); its status is lost ([`ErrorKind::StatusLost`]); its output was cut
-    /// ([`ErrorKind::OutputCut`]); the closure that should have cancelled it failed ([`ErrorKind::CancelFailed`]); a reader or writer that
+    /// ([`ErrorKind::Unsuccessful`]); its status is lost ([`ErrorKind::StatusLost`]); its output was
+    /// more than its limit, as was found after its end ([`ErrorKind::OutputLimit`]), or was cut ([`ErrorKind::OutputCut`]); the closure that should have cancelled it failed ([`ErrorKind::CancelFailed`]); a reader or writer that
     /// served one of its streams failed ([`ErrorKind::Io`]).
     pub fn check(&self) -> Result<()> {
         self.judge(Verdict { non_success: true, cut: true })
@@ -211,6 +213,8 @@ impl Exit {
             Error::new(ErrorKind::Unsuccessful)
         } else if e.status.is_none() {
             Error::new(ErrorKind::StatusLost)
+        } else if verdict.cut && e.over_limit {
+            Error::new(ErrorKind::OutputLimit)
         } else if verdict.cut && e.held_open.any() {
             Error::new(ErrorKind::OutputCut)
         } else if let Some(why) = &e.cancel_failed {

@@ -304,7 +304,8 @@ pub enum Limit {
         /// How many of the last bytes are kept.
         tail_bytes: usize,
     },
-    /// The first bytes; one more stops the child, with [`Cause::OutputLimit`](crate::Cause::OutputLimit).
+    /// The first bytes; one more stops the child, with [`Cause::OutputLimit`](crate::Cause::OutputLimit). One that has ended by then
+    /// was not stopped, but its output is as incomplete: [`ErrorKind::OutputLimit`](crate::ErrorKind::OutputLimit) as well.
     StopAt {
         /// How many bytes are allowed.
         bytes: usize,

@@ -930,6 +930,35 @@ fn a_limit_that_is_exceeded_stops_the_child() {
 }
 
 #[test]
+fn a_limit_that_is_found_exceeded_after_the_exit_is_an_error_too() {
+    let limited = |script: &str| {
+        let mut command = sh(script);
+        command.stdout(Stdio::captured_limited(Limit::stop_at(7)));
+        command
+    };
+    // It is dead before its output is looked at: nobody has stopped it.
+    let mut reactor = Reactor::new().unwrap();
+    let id = reactor.spawn(&limited("printf 12345678")).unwrap();
+    let pid = reactor.pid(id).unwrap();
+    eventually("it is dead", || state(pid) == Some('Z'));
+    let ended = next_ended(&mut reactor, id);
+    assert_eq!((ended.exit().code(), ended.exit().cause()), (Some(0), None));
+    let error = ended.exit().check().unwrap_err();
+    assert_eq!((error.kind(), error.cause()), (ErrorKind::OutputLimit, None));
+    assert!(error.to_string().contains("more output than"), "{error}");
+    let captured = ended.into_output();
+    assert_eq!((&*captured.stdout, captured.stdout_omitted_bytes), (&b"1234567"[..], 1));
+    // Nor is one that is not to be stopped.
+    let error = limited("printf 12345678; sleep 0.1; exit 0").cancel(Cancel::Nothing).output().unwrap_err();
+    assert_eq!((error.kind(), error.exit().unwrap().code()), (ErrorKind::OutputLimit, Some(0)));
+    // A non-success is blamed first.
+    let error = limited("printf 12345678; exit 3").cancel(Cancel::Nothing).run().unwrap_err();
+    assert_eq!((error.kind(), error.exit().unwrap().code()), (ErrorKind::Unsuccessful, Some(3)));
+    let nothing = sh("exit 0").stdout(Stdio::captured_limited(Limit::stop_at(0))).output().unwrap();
+    nothing.exit().check().unwrap();
+}
+
+#[test]
 fn a_limited_capture_of_a_flood_takes_little_memory() {
     in_own_process("a_limited_capture_of_a_flood_takes_little_memory", || {
         let peak = || {

@@ -166,6 +166,11 @@ impl Capture {
         !self.source.is_hung_up()
     }
 
+    /// Whether there was more than its [`Limit::StopAt`] allows.
+    pub(crate) fn is_over_limit(&self) -> bool {
+        matches!(self.sink, Sink::UpTo { omitted_bytes: 1.., .. })
+    }
+
     /// What was captured, and how many bytes were left out.
     pub(crate) fn into_bytes(self) -> (Vec<u8>, u64) {
         self.sink.into_bytes()

@@ -160,6 +160,7 @@ pub(crate) struct Extra {
     /// Which of those failed first, and why.
     pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
     pub(crate) held_open: HeldOpen,
+    pub(crate) over_limit: bool,
     pub(crate) cancel_failed: Option<Arc<str>>,
 }
 
@@ -176,7 +177,7 @@ impl Extra {
 
     /// Whether the exit that was published at the death does not say everything.
     fn tells_more(&self) -> bool {
-        self.held_open.any() || self.cancel_failed.is_some() || self.stream_failed.is_some()
+        self.held_open.any() || self.over_limit || self.cancel_failed.is_some() || self.stream_failed.is_some()
     }
 }
 
@@ -602,6 +603,7 @@ impl Cell {
         };
         self.core.deregister(capture.as_fd());
         *extra.held_open.flag(which) |= held;
+        extra.over_limit |= capture.is_over_limit();
         extra.results[which] = Some(capture.into_bytes());
     }
 
@@ -875,6 +877,7 @@ impl Cell {
             exited_at: death.exited_at,
             reaped_at: death.reaped_at,
             held_open: life.extra.as_ref().map_or_else(HeldOpen::default, |e| e.held_open),
+            over_limit: life.extra.as_ref().is_some_and(|e| e.over_limit),
             cancel_failed: life.extra.as_ref().and_then(|e| e.cancel_failed.clone()),
             stream_failed: life.extra.as_ref().and_then(|e| e.stream_failed.clone()),
         })
