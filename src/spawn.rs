@@ -5,7 +5,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -505,24 +505,21 @@ fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Result<Scri
         ignored: options.ignored_signals.clone(),
         mask: options.signal_mask,
         paths: paths(plan)?,
-        argv: Strings::new(plan.argv.clone()),
-        envp: Strings::new(match &plan.env {
-            Some(vars) => vars.clone(),
+        argv: Strings::new(&plan.argv, |bytes, arg| bytes.extend_from_slice(arg.as_bytes())),
+        envp: match &plan.env {
+            Some(vars) => Strings::new(vars, |bytes, var| bytes.extend_from_slice(var.as_bytes())),
             None => inherited_env(),
-        }),
+        },
     })
 }
 
-fn inherited_env() -> Vec<CString> {
-    let entry = |(key, value): (OsString, OsString)| {
-        let mut line = Vec::with_capacity(key.len() + value.len() + 2);
-        line.extend(key.into_vec());
-        line.push(b'=');
-        line.extend(value.into_vec());
-        // What std reads from C strings holds no NUL.
-        CString::new(line).ok()
-    };
-    std::env::vars_os().filter_map(entry).collect()
+fn inherited_env() -> Strings {
+    // What std reads from C strings holds no NUL.
+    Strings::new(std::env::vars_os(), |bytes, (key, value)| {
+        bytes.extend_from_slice(key.as_bytes());
+        bytes.push(b'=');
+        bytes.extend_from_slice(value.as_bytes());
+    })
 }
 
 fn sweep(options: &Options, ways: Ways) -> Sweep {

@@ -16,6 +16,9 @@ use crate::error::Stage;
 
 /// A child's stack with its guard page (64 KiB on some kernels), aligned to its own size. Enough: it runs a few functions of this file.
 const STACK_BYTES: usize = 128 << 10;
+/// Room for the strings of most programs, taken at once.
+const STRINGS_BYTES: usize = 4000;
+const STRINGS: usize = 48;
 const SIGNALS_END: i32 = 65;
 /// Kernel constants that `libc` has as an `int`, where they are 0.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
@@ -176,20 +179,31 @@ pub(crate) struct Script {
 
 /// Strings with the array of pointers to them that execve(2) takes.
 pub(crate) struct Strings {
-    /// What `pointers` points to.
-    _strings: Vec<CString>,
+    /// What `pointers` points into, each with its NUL.
+    _bytes: Vec<u8>,
     pointers: Vec<*const c_char>,
 }
 
-// SAFETY: the pointers point into the strings beside them, which do not change.
+// SAFETY: the pointers point into the bytes beside them, which do not change.
 unsafe impl Send for Strings {}
 // SAFETY: as above.
 unsafe impl Sync for Strings {}
 
 impl Strings {
-    pub(crate) fn new(strings: Vec<CString>) -> Strings {
-        let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
-        Strings { _strings: strings, pointers }
+    /// Of `strings`, each written by `write` at the end of what it is given, without a NUL.
+    ///
+    /// One allocation for all of them: a program inherits dozens of variables.
+    pub(crate) fn new<T>(strings: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) -> Strings {
+        let (mut bytes, mut starts) = (Vec::with_capacity(STRINGS_BYTES), Vec::with_capacity(STRINGS));
+        for string in strings {
+            starts.push(bytes.len());
+            write(&mut bytes, string);
+            bytes.push(0);
+        }
+        // Taken when the bytes do not move any more.
+        let base = bytes.as_ptr().cast::<c_char>();
+        let pointers = starts.into_iter().map(|start| base.wrapping_add(start)).chain([ptr::null()]).collect();
+        Strings { _bytes: bytes, pointers }
     }
 }
 
