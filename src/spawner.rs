@@ -1,9 +1,10 @@
-//! A thread that starts children for others and lives as long as the process: what the kernel ties to the thread that forks is then
-//! tied to the process. Knows nothing of what it runs.
+//! A few threads that start children for others and live as long as the process: what the kernel ties to the thread that forks is then
+//! tied to the process. Knows nothing of what they run.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -11,53 +12,92 @@ use crate::sys::Leaked;
 use crate::sys::process::{generation, with_signals_blocked};
 use crate::tell::{Level, tell};
 
+/// How many of them there are at most. A spawn that hangs, in a filesystem that does not answer, takes one of them away.
+const SPAWNERS_MAX: usize = 8;
+
 type Job = Box<dyn FnOnce() + Send>;
 
-struct Spawner {
-    /// The process it belongs to.
+struct Pool {
+    /// The process it belongs to: in a forked copy there are no threads, and its lock may be held by one of those.
     generation: u64,
-    jobs: Mutex<Sender<Job>>,
+    state: Mutex<State>,
+    work: Condvar,
 }
 
-static SPAWNER: Leaked<Spawner> = Leaked::new();
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
 
-/// Runs `spawn` on the thread and waits for what it returns.
+static POOL: Leaked<Pool> = Leaked::new();
+
+/// Runs `spawn` on one of the threads and waits for what it returns.
 pub(crate) fn run<T: Send + 'static>(spawn: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, receiver) = mpsc::channel();
     let job = Box::new(move || {
         // The caller waits: it cannot be gone.
         let _ = sender.send(spawn());
     });
-    current()?.send(job);
-    receiver.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io).saying("the spawner thread panicked")))
+    Pool::current().push(job)?;
+    receiver.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io).saying("a spawner thread panicked")))
 }
 
-impl Spawner {
-    fn send(&self, job: Job) {
-        let jobs = self.jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // The thread ends with the process.
-        let _ = jobs.send(job);
-    }
-}
-
-fn current() -> Result<&'static Spawner> {
-    loop {
-        let known = SPAWNER.get();
-        match known {
-            Some(spawner) if spawner.generation == generation() => return Ok(spawner),
-            _ => {}
+impl Pool {
+    fn current() -> &'static Pool {
+        loop {
+            let known = POOL.get();
+            match known {
+                Some(pool) if pool.generation == generation() => return pool,
+                _ => {}
+            }
+            let fresh = Pool { generation: generation(), state: Mutex::default(), work: Condvar::new() };
+            POOL.replace(known, Box::new(fresh));
         }
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let main = move || {
-            for job in jobs {
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&'static self, job: Job) -> Result<()> {
+        let mut state = self.state();
+        state.queue.push_back(job);
+        if state.idle >= state.queue.len() {
+            self.work.notify_one();
+            return Ok(());
+        }
+        if state.threads == SPAWNERS_MAX {
+            return Ok(());
+        }
+        let spawner = || thread::Builder::new().name("pidloop-spawner".into()).spawn(|| self.work());
+        match with_signals_blocked(spawner) {
+            Ok(_) => state.threads += 1,
+            // Nobody would come for it.
+            Err(error) if state.threads == 0 => {
+                state.queue.pop_back();
+                return Err(Error::os(Stage::Clone, error).saying("the spawner thread"));
+            }
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    fn work(&self) {
+        let mut state = self.state();
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                drop(state);
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
                     tell(Level::Error, format_args!("a spawn panicked"));
                 }
+                state = self.state();
+                continue;
             }
-        };
-        with_signals_blocked(|| thread::Builder::new().name("pidloop-spawner".into()).spawn(main))
-            .map_err(|e| Error::os(Stage::Clone, e).saying("the spawner thread"))?;
-        // If another thread was first, ours ends with its channel.
-        SPAWNER.replace(known, Box::new(Spawner { generation: generation(), jobs: Mutex::new(sender) }));
+            state.idle += 1;
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
     }
 }

@@ -279,6 +279,35 @@ fn a_hanging_change_of_ids_holds_up_no_other_one() {
     });
 }
 
+/// The same of one that is started by a thread of ours.
+#[test]
+fn a_hanging_spawn_with_a_parent_death_signal_holds_up_no_other_one() {
+    const NAME: &str = "a_hanging_spawn_with_a_parent_death_signal_holds_up_no_other_one";
+    let program = std::env::temp_dir().join(format!("pidloop-hanging-death-{}", std::process::id()));
+    std::fs::copy("/bin/true", &program).unwrap();
+    let Some(questions) = ask_before_exec(&program) else {
+        std::fs::remove_file(&program).unwrap();
+        return skip(NAME, "fanotify may not ask for permission");
+    };
+    let ctx = Context::new();
+    std::thread::scope(|scope| {
+        let spawn = || {
+            let mut command = Command::new(&program);
+            command.parent_death_signal(Signal::SIGKILL).context(&ctx).spawn().unwrap_err().kind()
+        };
+        let hanging = scope.spawn(spawn);
+        eventually("it is half born", || {
+            poll(&mut [PollFd::new(&questions, PollFlags::IN)], Some(&Timespec::default())).unwrap() > 0
+        });
+        for _ in 0..3 {
+            Command::new("true").parent_death_signal(Signal::SIGKILL).run().unwrap();
+        }
+        ctx.cancel();
+        assert_eq!(hanging.join().unwrap(), ErrorKind::Cancelled);
+    });
+    std::fs::remove_file(&program).unwrap();
+}
+
 /// `fanotify_init(2)`, `fanotify_mark(2)`.
 fn ask_before_exec(program: &Path) -> Option<OwnedFd> {
     let path = CString::new(program.as_os_str().as_bytes()).unwrap();
