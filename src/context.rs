@@ -51,6 +51,9 @@ impl When {
 /// Clones are the same context. Dropping the last one cancels nothing. A context made from another one ends with it, and not the other
 /// way round. It takes no descriptor before it first has a child.
 ///
+/// In a forked copy of this process a context made before the fork says whether it was cancelled before, or there; nothing waits for
+/// it, and a command that has it is refused ([`ErrorKind::Forked`]).
+///
 /// ```
 /// use std::time::Duration;
 /// use pidloop::{Cause, Command, Context, ErrorKind};
@@ -354,6 +357,11 @@ impl Context {
         self.line().find(|context| context.has_descriptor() || context.0.at_deadline.is_some()).cloned()
     }
 
+    /// Whether it, or one above it, was made before this process was forked: its end does not come through here.
+    pub(crate) fn is_inherited(&self) -> bool {
+        !self.line().all(|context| context.0.is_ours())
+    }
+
     fn has_descriptor(&self) -> bool {
         self.0.source.is_some() || self.0.handed_out.load(Ordering::Acquire)
     }
@@ -526,8 +534,9 @@ fn unlink(node: &mut Node) -> Option<Context> {
         parent.0.links().children.try_remove(place);
     }
     for listener in calls {
-        if let Err(listener) = parent.listen_unseen(listener) {
-            listener.tell.tell();
+        match parent.listen_unseen(listener) {
+            Err(listener) if is_ours && parent.0.is_ours() => listener.tell.tell(),
+            _ => {}
         }
     }
     Some(parent)

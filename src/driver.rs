@@ -259,6 +259,8 @@ impl Drop for Watch {
 impl Context {
     /// Waits until it is cancelled or its deadline passes; Go's `<-ctx.Done()`. Needs no particular runtime.
     ///
+    /// In a forked copy of the process that made it the future is pending for ever, unless the context has ended.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing.
@@ -272,9 +274,18 @@ impl Context {
     /// It is forgotten when nothing can end the context any more: no handle of it or of one above is left, and no deadline or descriptor.
     /// Until then it is kept: call it off when it is not wanted any more.
     ///
-    /// There are 16 helper threads: a closure that never returns takes one of them away.
+    /// There are 16 helper threads: a closure that never returns takes one of them away. In a forked copy of the process that made the
+    /// context none is called.
     pub fn after_cancel(&self, f: impl FnOnce() + Send + 'static) -> AfterCancel {
-        let key = listen(self, Tell::Call(Box::new(f))).map_err(|listener| listener.tell.tell()).ok();
+        let key = match listen(self, Tell::Call(Box::new(f))) {
+            Ok(key) => Some(key),
+            Err(listener) => {
+                if !self.is_inherited() {
+                    listener.tell.tell();
+                }
+                None
+            }
+        };
         AfterCancel { context: self.clone(), key }
     }
 }
@@ -304,6 +315,7 @@ impl Future for Cancelled {
         self.stop_listening();
         match listening {
             Ok(key) => self.listening = Some((key, waker)),
+            Err(_) if self.context.is_inherited() => {}
             Err(_) => return Poll::Ready(()),
         }
         Poll::Pending

@@ -564,6 +564,59 @@ fn a_closure_that_is_never_called_is_dropped_by_a_helper() {
     assert_ne!(receiver.recv_timeout(SOON).unwrap(), thread::current().id());
 }
 
+// ── in a forked copy ──
+
+#[test]
+fn a_forked_copy_waits_for_no_context_it_inherited() {
+    in_own_process("a_forked_copy_waits_for_no_context_it_inherited", || {
+        let ctx = Context::new();
+        let ended = ctx.child_context();
+        ended.cancel_with("before");
+        let calls = Arc::new(AtomicUsize::new(0));
+        let call = || {
+            let calls = calls.clone();
+            move || assert!(calls.fetch_add(1, Ordering::SeqCst) < 2)
+        };
+        let after = std::cell::Cell::new(Some((ctx.child_context().after_cancel(call()), ctx.after_cancel(call()))));
+        let copied = std::panic::AssertUnwindSafe(|| {
+            let below = ctx.child_context();
+            ctx.after_cancel(call());
+            let mut future = ctx.cancelled();
+            let mut polled = std::task::Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut future).poll(&mut polled).is_pending());
+            assert_eq!(text(ended.cause()).as_deref(), Some("before"));
+            for context in [&ctx, &below] {
+                let error = Command::new("true").context(context).spawn().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Forked, "{error}");
+            }
+            drop(after.take());
+            ctx.cancel();
+            assert!(below.is_cancelled());
+            assert!(Pin::new(&mut future).poll(&mut polled).is_ready());
+            let own = Context::new();
+            let child = Command::new("sleep").arg("60").context(&own).spawn().unwrap();
+            own.cancel();
+            assert!(child.wait().unwrap().cause().is_some());
+            assert_eq!(calls.load(Ordering::SeqCst), 0);
+        });
+        // SAFETY: the copy has one thread and ends by _exit.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let ok = std::panic::catch_unwind(copied).is_ok();
+            // SAFETY: as above.
+            unsafe { libc::_exit((!ok).into()) };
+        }
+        let mut status = 0;
+        // SAFETY: waitpid(2) for that child alone.
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        assert_eq!(status, 0);
+        assert!(!ctx.is_cancelled());
+        ctx.cancel();
+        eventually("both are called here", || calls.load(Ordering::SeqCst) == 2);
+        drop(after.take());
+    });
+}
+
 // ── great numbers ──
 
 #[test]

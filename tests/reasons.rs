@@ -16,6 +16,8 @@ use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, sh, spawn_ready};
 use pidloop::{Cancel, Cause, Child, Command, Context, Driver, ErrorKind, Exit, Reactor, Signal, Stdio, When};
 
@@ -112,12 +114,19 @@ fn a_reactor_waits_for_what_the_closure_returns() {
     }));
     let id = jobs.spawn(&command).unwrap();
     ctx.cancel();
+    // The descriptor alone tells when there is something to do, also when it is a helper thread that has done it.
+    let mut turns = 0;
     let ended = loop {
-        jobs.turn(Some(SOON)).unwrap();
+        let mut fds = [PollFd::new(&jobs, PollFlags::IN)];
+        let timeout = Timespec { tv_sec: SOON.as_secs() as i64, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1);
+        jobs.turn(Some(Duration::ZERO)).unwrap();
+        turns += 1;
         if let Some(ended) = jobs.next_exit() {
             break ended;
         }
     };
+    assert!(ended.exit().exited_at().elapsed() < MOMENT * 4, "only its time brought it up, after {turns} turns");
     assert_eq!((ended.id(), ended.exit().cause()), (id, None));
     assert_eq!(ended.exit().check().unwrap_err().kind(), ErrorKind::Unsuccessful);
 }
@@ -296,6 +305,48 @@ fn a_dropped_child_that_was_stopped_gently_is_killed_if_it_was_to_be() {
     assert!(child.wait_timeout(MOMENT).unwrap().is_none());
     drop(child);
     // All writers are gone.
+    assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_closure_and_the_childs_own_end_at_once_agree() {
+    let mut stopped = 0;
+    for round in 0..300 {
+        let ctx = Context::new();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let mut command = Command::new("true");
+        command.context(&ctx).cancel(Cancel::call(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }));
+        let child = command.spawn().unwrap();
+        let exit = thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..round * 100).for_each(|_| std::hint::spin_loop());
+                ctx.cancel();
+            });
+            child.wait().unwrap()
+        });
+        // A stop that is told has been begun, and one that was begun is told.
+        let told = usize::from(exit.cause().is_some());
+        eventually("the closure has counted", || calls.load(Ordering::SeqCst) >= told);
+        assert_eq!(calls.load(Ordering::SeqCst), told, "round {round}: {exit:?}");
+        stopped += told;
+    }
+    println!("{stopped} of 300 were stopped");
+}
+
+#[test]
+fn a_group_is_stopped_by_the_closure_and_the_delay() {
+    let ctx = Context::new();
+    let mut command = sh("(trap '' INT TERM; echo ready; exec sleep 60) & wait");
+    command.group().context(&ctx).wait_delay(MOMENT).cancel(Cancel::call(|target| Ok(target.signal(Signal::SIGTERM)?)));
+    let (child, mut stdout) = spawn_ready(&mut command);
+    ctx.cancel();
+    let exit = child.wait_timeout(SOON).unwrap().expect("in time");
+    assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGTERM), Some(&Cause::Cancelled)));
+    // Its member, too, is gone.
     assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
 }
 

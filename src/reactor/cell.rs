@@ -817,6 +817,8 @@ impl Cell {
         if let (Some(death), Some(token)) = (&life.ended, life.token) {
             self.core.disarm(death.exited_at + CALL_GRACE, (token, Clock::Call));
             self.conclude(life);
+            // Whoever turns the loop may be waiting for this very end.
+            self.core.wake();
         }
     }
 

@@ -10,6 +10,7 @@ use super::core::{Core, fired};
 use super::stop::Ladder;
 use crate::cause::Cause;
 use crate::command::{Cancel, Command, Leftovers};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipe::copier::{self, Copier, Standby, Work};
 use crate::pipe::{self, Capture, Feed};
@@ -131,6 +132,9 @@ fn refuse_if_stopped(command: &Command) -> Result<()> {
     }
     if command.timeout == Some(Duration::ZERO) {
         return Err(Error::stopped(Cause::DeadlineExceeded));
+    }
+    if command.contexts.iter().any(Context::is_inherited) {
+        return Err(Error::new(ErrorKind::Forked).saying("a context"));
     }
     Ok(())
 }
