@@ -67,6 +67,23 @@ fn imports_point_downward() {
     }
 }
 
+/// The map in `docs/ARCHITECTURE.md` goes from the top down, too.
+#[test]
+fn the_map_is_in_the_order_of_the_layers() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
+    let drawn = map.split("```text\nsrc/\n").nth(1).expect("no map").split("```").next().unwrap();
+    let rooms = drawn.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")).flat_map(|line| {
+        let names = line.split_whitespace().take_while(|word| word.ends_with(".rs") || word.ends_with('/'));
+        names.map(|name| name.trim_end_matches(".rs").trim_end_matches('/').to_owned())
+    });
+    let mut last = LAYERS.len();
+    for room in rooms {
+        assert!(layer(&room) <= last, "docs/ARCHITECTURE.md has {room} too far down");
+        last = layer(&room);
+    }
+    assert_eq!(last, 0);
+}
+
 #[test]
 fn the_lifecycle_decides_and_does_nothing() {
     let (_, text) = files("src").into_iter().find(|(path, _)| path.ends_with("lifecycle.rs")).unwrap();
