@@ -25,7 +25,7 @@ pub fn serve_as(name: &str) -> io::Result<()> {
         "pidloop" => serve(&Pidloop { way: Way::Status, shared }),
         "pidloop-wait" => serve(&Pidloop { way: Way::Wait, shared }),
         "pidloop-async" => serve(&Pidloop { way: Way::Async, shared }),
-        "pidloop-context" => serve(&Pidloop { way: Way::Context, shared }),
+        "pidloop-context" => serve(&WithContext(Pidloop { way: Way::Wait, shared })),
         "pidloop-reactor" => serve(&InReactor),
         other => Err(io::Error::other(format!("no such contender: {other}"))),
     }
@@ -40,8 +40,6 @@ enum Way {
     Wait,
     /// `spawn` and `wait_async`.
     Async,
-    /// As `Wait`, each child with a context of its own, by which it is killed.
-    Context,
 }
 
 struct Pidloop {
@@ -127,23 +125,17 @@ fn shared_out(load: Load, how: &How, one: fn(Load, &How) -> io::Result<Tally>) -
 }
 
 impl Contender for Pidloop {
-    /// With the context it is killed by, if that is its own.
-    type Child = (Child, Option<Context>);
+    type Child = Child;
 
     fn version(&self) -> String {
         env!("CARGO_PKG_VERSION").into()
     }
 
-    fn start(&self, how: &How) -> io::Result<Self::Child> {
-        let mut command = command(how)?;
-        let context = (self.way == Way::Context).then(Context::new);
-        if let Some(context) = &context {
-            command.context(context);
-        }
-        Ok((command.spawn()?, context))
+    fn start(&self, how: &How) -> io::Result<Child> {
+        Ok(command(how)?.spawn()?)
     }
 
-    fn wait(&self, (child, _): &mut Self::Child) -> io::Result<()> {
+    fn wait(&self, child: &mut Child) -> io::Result<()> {
         match self.way {
             Way::Async => block_on(child.wait_async())?,
             _ => child.wait()?,
@@ -151,12 +143,8 @@ impl Contender for Pidloop {
         Ok(())
     }
 
-    fn kill(&self, (child, context): &mut Self::Child) -> io::Result<()> {
-        match context {
-            Some(context) => context.cancel(),
-            None => child.kill()?,
-        }
-        Ok(())
+    fn kill(&self, child: &mut Child) -> io::Result<()> {
+        Ok(child.kill()?)
     }
 
     fn run(&self, how: &How) -> io::Result<()> {
@@ -194,26 +182,55 @@ impl Contender for Pidloop {
         shared_out(load, how, oldest_first)
     }
 
-    fn hold(&self, n: u64, how: &How) -> io::Result<Vec<Self::Child>> {
-        if self.way == Way::Context {
-            return (0..n).map(|_| self.start(how)).collect();
-        }
-        let context = self.shared.lock().expect("one thread").get_or_insert_default().clone();
+    /// All under one context.
+    fn hold(&self, n: u64, how: &How) -> io::Result<Vec<Child>> {
         let mut command = command(how)?;
-        command.context(&context);
+        command.context(self.shared.lock().expect("one thread").get_or_insert_default());
         let mut held = Vec::with_capacity(n as usize);
         for _ in 0..n {
-            held.push((command.spawn()?, None));
+            held.push(command.spawn()?);
         }
         Ok(held)
     }
 
-    fn end_all(&self, children: &mut [Self::Child]) -> io::Result<()> {
-        match self.shared.lock().expect("one thread").take() {
-            Some(context) => context.cancel(),
-            None => children.iter_mut().try_for_each(|child| self.kill(child))?,
+    fn end_all(&self, children: &mut [Child]) -> io::Result<()> {
+        if let Some(context) = self.shared.lock().expect("one thread").take() {
+            context.cancel();
         }
         children.iter_mut().try_for_each(|child| self.wait(child))
+    }
+}
+
+/// Each child with a context of its own, by which it is killed.
+struct WithContext(Pidloop);
+
+impl Contender for WithContext {
+    type Child = (Child, Context);
+
+    fn version(&self) -> String {
+        self.0.version()
+    }
+
+    fn start(&self, how: &How) -> io::Result<Self::Child> {
+        let context = Context::new();
+        Ok((command(how)?.context(&context).spawn()?, context))
+    }
+
+    fn wait(&self, (child, _): &mut Self::Child) -> io::Result<()> {
+        self.0.wait(child)
+    }
+
+    fn kill(&self, (_, context): &mut Self::Child) -> io::Result<()> {
+        context.cancel();
+        Ok(())
+    }
+
+    fn run(&self, how: &How) -> io::Result<()> {
+        self.wait(&mut self.start(how)?)
+    }
+
+    fn read(&self, how: &How, bytes: Bytes) -> io::Result<u64> {
+        self.0.read(how, bytes)
     }
 }
 

@@ -360,6 +360,10 @@ impl Bench {
     }
 
     pub fn goal(&mut self, id: &'static str, text: impl Into<String>, bound: Bound, figure: Option<Spread>) {
+        let everything = self.arguments.cases.is_empty() && self.arguments.only.is_empty();
+        if figure.is_none() && !everything {
+            return;
+        }
         self.goals.push(Goal { id, text: text.into(), bound, figure });
     }
 
