@@ -25,7 +25,7 @@ fn job(number: u32) -> Command {
         .stdout(Stdio::captured_limited(Limit::head_tail(64 << 10, 64 << 10)))
         .stderr(Stdio::captured_limited(Limit::head_tail(0, 1000)))
         .group()
-        .timeout(Duration::from_secs(1));
+        .timeout(Duration::from_secs(3));
     command
 }
 

@@ -11,7 +11,7 @@ use pidloop::{Command, Context, Leftovers, Stdio};
 
 /// Two programs work for a request; the answer is the first one's.
 fn answer(server: &Context, name: &str, seconds: &str) -> pidloop::Result<String> {
-    let request = server.with_timeout(Duration::from_millis(300));
+    let request = server.with_timeout(Duration::from_secs(2));
     // However this function is left, nothing that it started stays.
     let _ended = request.drop_guard();
     let script = "sleep 60 >/dev/null & sleep $1; echo the answer to $0";
