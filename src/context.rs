@@ -362,8 +362,13 @@ impl Context {
         !self.line().all(|context| context.0.is_ours())
     }
 
+    /// Somebody may write to its eventfd without setting the flag.
+    pub(crate) fn is_handed_out(&self) -> bool {
+        self.0.handed_out.load(Ordering::Acquire)
+    }
+
     fn has_descriptor(&self) -> bool {
-        self.0.source.is_some() || self.0.handed_out.load(Ordering::Acquire)
+        self.0.source.is_some() || self.is_handed_out()
     }
 
     /// It and those above.

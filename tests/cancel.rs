@@ -427,12 +427,12 @@ fn a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
     let ctx = Context::new();
     let script = "trap 'echo int' INT; trap 'echo term' TERM; echo ready; while :; do sleep 0.01; done";
     let mut command = sh(script);
-    let steps = vec![(Step::Signal(Signal::SIGINT), MOMENT * 4), (Step::Signal(Signal::SIGTERM), MOMENT * 4)];
+    let steps = vec![(Step::Signal(Signal::SIGINT), MOMENT * 20), (Step::Signal(Signal::SIGTERM), MOMENT * 20)];
     let (child, mut stdout) = spawn_ready(command.context(&ctx).cancel(Cancel::Steps(steps)));
     let start = Instant::now();
     ctx.cancel();
     let exit = child.wait().unwrap();
-    assert!(start.elapsed() >= MOMENT * 8);
+    assert!(start.elapsed() >= MOMENT * 40);
     assert_eq!(exit.signal(), Some(Signal::SIGKILL));
     let mut said = String::new();
     stdout.read_to_string(&mut said).unwrap();

@@ -417,13 +417,15 @@ fn what_there_is_of_a_result_is_in_the_error() {
 /// A command of which everything goes wrong that `faults` has: "stop", "status", "held", "closure", "reader".
 fn faulty(faults: &[&str]) -> Exit {
     let has = |fault| faults.contains(&fault);
-    let [held, code] = [if has("held") { "sleep 0.5 &" } else { "" }, if has("status") { "3" } else { "0" }];
+    let [held, code] = [if has("held") { "sleep 4 &" } else { "" }, if has("status") { "3" } else { "0" }];
     let ctx = Context::new();
-    let mut command = sh(&format!("trap '{held} exit {code}' TERM; echo ready >&2; while :; do sleep 0.01; done"));
-    command.stdout(Stdio::captured()).stderr(Stdio::piped()).wait_delay(MOMENT).context(&ctx);
-    if has("reader") {
-        command.stdin(Stdio::reader(Broken));
-    }
+    let mut command =
+        sh(&format!("trap '{held} exit {code}' TERM; cat >/dev/null; echo ready >&2; while :; do sleep 0.01; done"));
+    command.stdout(Stdio::captured()).stderr(Stdio::piped()).context(&ctx);
+    // Long enough for the shell to end by itself, not for who holds its output.
+    command.wait_delay(Duration::from_secs(2));
+    // It is ready when its stdin has come to an end.
+    command.stdin(if has("reader") { Stdio::reader(Broken) } else { Stdio::null() });
     if has("closure") {
         command.cancel(Cancel::call(|target| {
             target.signal(Signal::SIGTERM)?;

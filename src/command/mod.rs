@@ -136,7 +136,7 @@ impl Cancel {
     ///
     /// The closure is not called when the child's exit is seen first. One that blocks delays nothing: the clock of
     /// [`Command::wait_delay`] started when the context fired, and its SIGKILL is a stop of its own. If the child ends while the closure
-    /// still runs, its end is published when the closure returns, after 250 ms at the latest: then it counts as `Ok`. So a closure should
+    /// still runs, its end is published when the closure returns, after 500 ms at the latest: then it counts as `Ok`. So a closure should
     /// not wait for the child. There are 16 helper threads: one that never returns takes one of them away.
     pub fn call(f: impl Fn(&Target<'_>) -> io::Result<()> + Send + Sync + 'static) -> Cancel {
         Cancel::Call(Closure(Arc::new(Box::new(f))))

@@ -35,7 +35,7 @@ use crate::token::{Kind, Token};
 const RETRY: Duration = Duration::from_millis(5);
 /// How long the end of a child stays unpublished at most while its `Cancel::call` closure runs: what the closure returns decides whether
 /// the child was stopped.
-const CALL_GRACE: Duration = Duration::from_millis(250);
+const CALL_GRACE: Duration = Duration::from_millis(500);
 /// How long the caller's writers have, after a cut, to take what the child had left for them.
 const COPY_GRACE: Duration = Duration::from_millis(250);
 

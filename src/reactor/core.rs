@@ -108,6 +108,8 @@ struct ContextSlot {
     parent: Option<u32>,
     deadline: Option<Instant>,
     listening: Option<ListenKey>,
+    /// Its eventfd is in the epoll set: it has had a child here, or the descriptor was handed out.
+    by_eventfd: bool,
     /// It has ended and the loop goes through its children. Once: who enters from now on reads its flag.
     stopping: bool,
 }
@@ -351,7 +353,7 @@ impl Core {
         cell.set_token(token);
         let mut links = Vec::with_capacity(contexts.len());
         for context in contexts {
-            match tables.attach(self, context) {
+            match tables.attach_child(self, context) {
                 Ok(context_slot) => {
                     let place = tables.contexts[context_slot as usize].members.insert(slot) as u32;
                     links.push((context_slot, place));
@@ -491,6 +493,9 @@ impl Core {
             let Some(context) = tables.context_slot(token).map(|entry| entry.context.clone()) else {
                 return Ok(());
             };
+            if context.is_handed_out() {
+                tables.register_eventfd(self, token.slot)?;
+            }
             tables.attach_above(self, &context).map(|parent| tables.put_below(self, token.slot, parent))
         });
         if let Err(error) = watched {
@@ -538,7 +543,8 @@ impl Core {
         for (slot, entry) in contexts.iter_mut() {
             let token = Token::new(Kind::Context, entry.generation, slot as u32);
             entry.stopping = false;
-            for (fd, kind) in [(entry.context.eventfd().ok(), Kind::Context), (entry.context.source(), Kind::Source)] {
+            let eventfd = entry.by_eventfd.then(|| entry.context.eventfd().ok()).flatten();
+            for (fd, kind) in [(eventfd, Kind::Context), (entry.context.source(), Kind::Source)] {
                 let Some(fd) = fd else { continue };
                 self.deregister(fd);
                 // It was there a moment ago: its place in the kernel's memory is free again.
@@ -585,7 +591,24 @@ impl Tables {
         Some(slot.cell)
     }
 
-    /// The slot of a context; registers it, and what has to be watched above it, where they are not.
+    /// The slot of a context that gets a child: who cancels it writes to its eventfd.
+    fn attach_child(&mut self, core: &Core, context: &Context) -> Result<u32> {
+        let slot = self.attach(core, context)?;
+        self.register_eventfd(core, slot).inspect_err(|_| self.release_context(core, slot))?;
+        Ok(slot)
+    }
+
+    fn register_eventfd(&mut self, core: &Core, slot: u32) -> Result<()> {
+        let entry = &mut self.contexts[slot as usize];
+        if !entry.by_eventfd {
+            let token = Token::new(Kind::Context, entry.generation, slot);
+            core.register(entry.context.eventfd()?, token, Interest::READABLE)?;
+            entry.by_eventfd = true;
+        }
+        Ok(())
+    }
+
+    /// The slot of a context; enters it, and what has to be watched above it, where they are not.
     fn attach(&mut self, core: &Core, context: &Context) -> Result<u32> {
         if let Some(slot) = self.by_id.get(&context.id()) {
             return Ok(*slot as u32);
@@ -647,14 +670,11 @@ impl Tables {
         let entry = self.contexts.vacant_entry();
         let slot = entry.key() as u32;
         let token = Token::new(Kind::Context, generation, slot);
-        core.register(context.eventfd()?, token, Interest::READABLE)?;
         if let Some(fd) = context.source() {
             // READABLE brings RDHUP, HUP and ERR as well: which of them counts is the context's to say.
-            if let Err(error) = core.register(fd, token.of_kind(Kind::Source), Interest::READABLE) {
-                core.deregister(context.eventfd()?);
-                return Err(error);
-            }
+            core.register(fd, token.of_kind(Kind::Source), Interest::READABLE)?;
         }
+        let is_handed_out = context.is_handed_out();
         self.by_id.insert(context.id(), slot as usize);
         let this = core.this.clone();
         // Listens first; what has been handed out above is read afterwards.
@@ -672,10 +692,14 @@ impl Tables {
             parent: None,
             deadline,
             listening,
+            by_eventfd: false,
             stopping: false,
         });
         if let Some(at) = deadline {
             self.arm(core, at, (token, Clock::Deadline));
+        }
+        if is_handed_out {
+            self.register_eventfd(core, slot).inspect_err(|_| self.release_context(core, slot))?;
         }
         Ok(slot)
     }
@@ -690,7 +714,7 @@ impl Tables {
             }
             let entry = self.contexts.remove(slot as usize);
             self.by_id.remove(&entry.context.id());
-            if let Ok(fd) = entry.context.eventfd() {
+            if let (true, Ok(fd)) = (entry.by_eventfd, entry.context.eventfd()) {
                 core.deregister(fd);
             }
             if let Some(fd) = entry.context.source() {
