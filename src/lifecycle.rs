@@ -4,7 +4,8 @@
 //!             Stop                 Exited               StreamsDone
 //!   Running ───────▶ Stopping ───────────▶ Draining ────────────────▶ Done
 //!      │                                      ▲
-//!      └──────────────── Exited ──────────────┘
+//!      └──────────────── Exited ──────────────┘ ◀───────────────────┘
+//!                                                     Reopened
 //! ```
 
 /// Where a child is in its life.
@@ -33,6 +34,8 @@ pub(crate) enum Event {
     Exited,
     /// All its captured and fed streams have ended or were cut.
     StreamsDone,
+    /// Pipes that nobody had taken are to be read after all.
+    Reopened,
 }
 
 /// What has to be done about it, in this order.
@@ -71,6 +74,7 @@ pub(crate) fn step(phase: Phase, event: Event) -> (Phase, &'static [Action]) {
         (Phase::Running, Event::Exited) => (Phase::Draining, &[PublishExit, StartDelay, Drain]),
         // It closed its output and lives on: the exit comes from the pidfd, never from EOF.
         (Phase::Running, Event::StreamsDone) => (Phase::Running, &[]),
+        (Phase::Running, Event::Reopened) => (Phase::Running, &[]),
 
         // The first stop wins.
         (Phase::Stopping, Event::Stop) => (Phase::Stopping, &[]),
@@ -79,6 +83,7 @@ pub(crate) fn step(phase: Phase, event: Event) -> (Phase, &'static [Action]) {
         (Phase::Stopping, Event::DelayOver) => (Phase::Stopping, &[Kill]),
         (Phase::Stopping, Event::Exited) => (Phase::Draining, &[PublishExit, StopGroup, StartDelay, DrainStopped]),
         (Phase::Stopping, Event::StreamsDone) => (Phase::Stopping, &[]),
+        (Phase::Stopping, Event::Reopened) => (Phase::Stopping, &[]),
 
         // Who cancels wants no more of it; the exit stays what it is.
         (Phase::Draining, Event::Stop) => (Phase::Draining, &[CutStreams]),
@@ -86,6 +91,7 @@ pub(crate) fn step(phase: Phase, event: Event) -> (Phase, &'static [Action]) {
         (Phase::Draining, Event::DelayOver) => (Phase::Draining, &[Kill, CutStreams]),
         (Phase::Draining, Event::Exited) => (Phase::Draining, &[]),
         (Phase::Draining, Event::StreamsDone) => (Phase::Done, &[DisarmDeadline, Finish]),
+        (Phase::Draining, Event::Reopened) => (Phase::Draining, &[]),
 
         (Phase::Done, Event::Stop) => (Phase::Done, &[]),
         // Only a group that is being stopped without its leader still has steps and a delay.
@@ -93,6 +99,8 @@ pub(crate) fn step(phase: Phase, event: Event) -> (Phase, &'static [Action]) {
         (Phase::Done, Event::DelayOver) => (Phase::Done, &[Kill]),
         (Phase::Done, Event::Exited) => (Phase::Done, &[]),
         (Phase::Done, Event::StreamsDone) => (Phase::Done, &[]),
+        // The only way back: it is dead, and what it left is worth waiting for again.
+        (Phase::Done, Event::Reopened) => (Phase::Draining, &[]),
     }
 }
 
@@ -113,7 +121,7 @@ mod tests {
             fn every_cell_has_its_test() {
                 let tested = [$((Phase::$phase, Event::$event)),*];
                 for phase in [Phase::Running, Phase::Stopping, Phase::Draining, Phase::Done] {
-                    for event in [Event::Stop, Event::StepDue, Event::DelayOver, Event::Exited, Event::StreamsDone] {
+                    for event in [Event::Stop, Event::StepDue, Event::DelayOver, Event::Exited, Event::StreamsDone, Event::Reopened] {
                         assert_eq!(tested.iter().filter(|cell| **cell == (phase, event)).count(), 1, "{phase:?} {event:?}");
                     }
                 }
@@ -142,5 +150,9 @@ mod tests {
         the_delay_kills_the_group_after_all: Done + DelayOver => Done [Kill];
         the_done_do_not_exit: Done + Exited => Done [];
         the_done_have_no_streams: Done + StreamsDone => Done [];
+        a_running_childs_pipes_are_read_in_time: Running + Reopened => Running [];
+        a_stopping_childs_pipes_are_read_in_time: Stopping + Reopened => Stopping [];
+        more_pipes_are_drained_with_the_others: Draining + Reopened => Draining [];
+        output_that_is_asked_for_late_is_drained_then: Done + Reopened => Draining [];
     }
 }

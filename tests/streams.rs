@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, pipe, rounds, sh, state, threads};
 use pidloop::{
-    Cancel, Cause, ChildId, Command, Context, Ended, Error, ErrorKind, Limit, Reactor, Signal, Stage, Stdio,
+    Cancel, Cause, Child, ChildId, Command, Context, Ended, Error, ErrorKind, Limit, Reactor, Signal, Stage, Stdio,
 };
 
 const MOMENT: Duration = Duration::from_millis(50);
@@ -239,6 +239,52 @@ fn c86_a_pipe_is_read_after_the_wait() {
     child.wait().unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]));
+}
+
+#[test]
+fn output_that_is_asked_for_after_the_death_is_read_as_before_it() {
+    let late = || {
+        let mut command = sh("(sleep 0.3; echo late; echo late >&2) & echo early");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let whole = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        output.exit().check().unwrap();
+        assert_eq!((&*output.stdout, &*output.stderr), (&b"early\nlate\n"[..], &b"late\n"[..]));
+    };
+    whole(late().spawn().unwrap());
+    let child = late().spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    whole(child);
+    // By then its slot is somebody else's, and nobody waits for its one captured stream any more.
+    let child = late().stderr(Stdio::captured()).spawn().unwrap();
+    child.wait().unwrap();
+    whole(child);
+
+    let held = |command: &mut Command| {
+        let child = command.stdout(Stdio::captured()).stderr(Stdio::piped()).spawn().unwrap();
+        child.wait().unwrap();
+        child
+    };
+    let cut = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.exit().success() && output.exit().cause().is_none());
+        assert!(output.exit().held_open().stderr);
+        kill_holder(&output.stdout);
+    };
+    // What ends the reading is the same, too: a delay from the death, a context, a deadline.
+    cut(held(holding("exit 0").wait_delay(MOMENT * 4)));
+    cut(held(holding("exit 0").timeout(MOMENT * 4)));
+    let ctx = Context::new();
+    let child = held(holding("exit 0").context(&ctx));
+    ctx.cancel();
+    cut(child);
+    let ctx = Context::new();
+    let child = held(holding("exit 0").context(&ctx));
+    let rival = thread::spawn(move || ctx.cancel());
+    cut(child);
+    rival.join().unwrap();
 }
 
 #[test]

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
-use super::core::Core;
+use super::core::{Core, fired};
 use super::stop::{Deed, Delay, Failure, Ladder, Rung};
 use crate::cause::Cause;
 use crate::command::{Closure, Leftovers, Signals, Target};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::exit::{Captured, Ending, Exit, HeldOpen, Stream, Usage};
 use crate::helpers;
@@ -151,6 +152,8 @@ pub(crate) struct Extra {
     /// The ends of pipes that the caller may still take: stdin, stdout, stderr.
     pub(crate) piped: [Option<OwnedFd>; 3],
     pub(crate) feed: Option<Feed>,
+    /// Why the reading of those may be ended, should it begin only after the death.
+    pub(crate) reasons: Option<Reasons>,
     /// stdout and stderr, while they are read.
     pub(crate) captures: [Option<Capture>; 2],
     /// stdout and stderr, when they are complete or cut: the bytes and how many were left out.
@@ -162,6 +165,13 @@ pub(crate) struct Extra {
     pub(crate) held_open: HeldOpen,
     pub(crate) over_limit: bool,
     pub(crate) cancel_failed: Option<Arc<str>>,
+}
+
+/// The command's contexts and deadline.
+#[derive(Debug)]
+pub(crate) struct Reasons {
+    pub(crate) contexts: Vec<Context>,
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Extra {
@@ -275,9 +285,13 @@ impl Cell {
         result
     }
 
-    /// Before anybody else can see the cell.
-    pub(crate) fn set_token(&self, token: Token) {
-        self.lock().token = Some(token);
+    /// Takes a place in the tables.
+    pub(crate) fn enter(self: &Arc<Cell>, contexts: &[Context], deadline: Option<Instant>) -> Result<Token> {
+        self.with(|life| {
+            let token = self.core.enter(self, contexts, deadline)?;
+            life.token = Some(token);
+            Ok(token)
+        })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -492,14 +506,18 @@ impl Cell {
         if !self.core.is_ours() {
             return;
         }
-        self.with(|life| {
-            if let Some(extra) = &mut life.extra {
+        let reasons = self.with(|life| {
+            let reasons = life.extra.as_mut().and_then(|extra| {
                 extra.piped = [None, None, None];
                 extra.results = [None, None];
                 extra.captures.iter_mut().flatten().for_each(Capture::discard);
-            }
+                extra.reasons.take()
+            });
             self.kill_if_wished(life);
+            reasons
         });
+        // With what a caller gave its contexts: outside the lock.
+        drop(reasons);
     }
 
     /// The driver or reactor is gone.
@@ -1194,38 +1212,69 @@ impl Cell {
     /// Lets the loop read the piped ends that nobody took, as std's `wait_with_output` does.
     pub(crate) fn capture_piped(self: &Arc<Cell>) -> Result<()> {
         self.core.check_ours()?;
-        self.with(|life| {
-            let dead = life.exit.is_some();
+        let contexts = self.with(|life| {
             let Some(extra) = &mut life.extra else {
-                return Ok(());
+                return Ok(Vec::new());
             };
             extra.piped[0] = None;
             for which in 0..2 {
-                let Some(fd) = extra.piped[which + 1].take() else {
-                    continue;
-                };
-                crate::pipe::set_nonblocking(fd.as_fd()).map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
-                let mut capture = Capture::new(fd, None::<Limit>);
-                match (dead, life.token) {
-                    (false, Some(token)) => {
-                        let kind = if which == 0 { Kind::Stdout } else { Kind::Stderr };
-                        self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
-                        extra.captures[which] = Some(capture);
-                    }
-                    // It is dead and forgotten by the loop: what it left is read here.
-                    _ => {
-                        capture.note_owed();
-                        let held = capture.cut();
-                        *extra.held_open.flag(which) |= held;
-                        extra.results[which] = Some(capture.into_bytes());
-                    }
+                if let Some(fd) = extra.piped[which + 1].take() {
+                    crate::pipe::set_nonblocking(fd.as_fd())
+                        .map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
+                    extra.captures[which] = Some(Capture::new(fd, None::<Limit>));
                 }
             }
-            if life.done {
-                life.exit = Some(self.make_exit(life));
+            let reasons = extra.reasons.take().filter(|_| life.done);
+            if life.done && life.has_streams() {
+                self.reopen(life, reasons.as_ref());
             }
-            Ok(())
-        })
+            self.watch_piped(life)?;
+            Ok(reasons.map_or_else(Vec::new, |reasons| reasons.contexts))
+        })?;
+        // Entered first, read now, as at the spawn: whoever cancels later finds the slot.
+        if let Some(cause) = fired(&contexts) {
+            self.stop(cause);
+        }
+        Ok(())
+    }
+
+    /// It is done, and its output is asked for after all: it is draining again, under the reasons to stop that it had.
+    fn reopen(self: &Arc<Cell>, life: &mut Life, reasons: Option<&Reasons>) {
+        if let (None, Some(reasons)) = (life.token, reasons) {
+            // Refused by a reactor that is shutting down: what is there is read here, and no more is awaited.
+            life.token = self.core.enter(self, &reasons.contexts, reasons.deadline).ok();
+        }
+        let Some(token) = life.token else {
+            return self.cut(life);
+        };
+        life.done = false;
+        self.feed(life, Event::Reopened);
+        if let Some(Delay::At(at)) = life.extra.as_ref().map(|e| e.delay) {
+            self.core.arm(at, (token, Clock::Delay));
+        }
+    }
+
+    /// Has the loop read what was piped; unless it is dead and nobody wants to wait for more.
+    fn watch_piped(self: &Arc<Cell>, life: &mut Life) -> Result<()> {
+        let stopped = life.cause.is_some();
+        let (Some(extra), Some(token)) = (&mut life.extra, life.token) else {
+            return Ok(());
+        };
+        for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
+            if let Some(capture) = capture {
+                // Known already, if it was captured from the beginning.
+                self.core.deregister(capture.as_fd());
+                self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
+            }
+        }
+        if life.exit.is_none() {
+            return Ok(());
+        }
+        extra.captures.iter_mut().flatten().for_each(Capture::note_owed);
+        if stopped && extra.wait_delay.is_none() || extra.delay == Delay::Over {
+            self.cut(life);
+        }
+        Ok(())
     }
 
     /// What was captured; once.

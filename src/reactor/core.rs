@@ -350,7 +350,6 @@ impl Core {
         let slot =
             tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None, deadline }) as u32;
         let token = Token::new(Kind::Child, generation, slot);
-        cell.set_token(token);
         let mut links = Vec::with_capacity(contexts.len());
         for context in contexts {
             match tables.attach_child(self, context) {

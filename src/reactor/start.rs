@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::cell::{Birth, Cell, Extra, Teller};
+use super::cell::{Birth, Cell, Extra, Reasons, Teller};
 use super::core::{Core, fired};
 use super::stop::Ladder;
 use crate::cause::Cause;
@@ -76,16 +76,16 @@ fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Ar
         let spawned_at = Instant::now();
         refuse_if_stopped(command)?;
         let mut wires = Wires::new(manner.defaults.streams(command), core.live() >= CROWD)?;
+        let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
         let birth = Birth {
             label: label.clone(),
             spawned_at,
             scope: if command.group { Scope::Group } else { Scope::Child },
             kill_on_drop: command.kill_on_drop,
-            extra: extra(command, &mut wires),
+            extra: extra(command, &mut wires, deadline),
         };
         let cell = Cell::new(core, birth);
-        let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
-        let token = core.enter(&cell, &command.contexts, deadline)?;
+        let token = cell.enter(&command.contexts, deadline)?;
         let result = bear(&cell, command, wires, manner);
         if result.is_err() {
             core.withdraw(token);
@@ -140,7 +140,7 @@ fn refuse_if_stopped(command: &Command) -> Result<()> {
 }
 
 /// What most children do without, if this one needs it.
-fn extra(command: &Command, wires: &mut Wires) -> Option<Box<Extra>> {
+fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Option<Box<Extra>> {
     let plain = matches!(command.cancel, Cancel::Kill)
         && command.wait_delay.is_none()
         && command.leftovers == Leftovers::Leave
@@ -152,6 +152,12 @@ fn extra(command: &Command, wires: &mut Wires) -> Option<Box<Extra>> {
         ladder: Ladder::from(&command.cancel),
         wait_delay: command.wait_delay,
         leftovers: command.leftovers,
+        reasons: wires
+            .piped
+            .iter()
+            .skip(1)
+            .any(Option::is_some)
+            .then(|| Reasons { contexts: command.contexts.clone(), deadline }),
         piped: std::mem::take(&mut wires.piped),
         feed: wires.feed.take(),
         captures: std::mem::take(&mut wires.captures),
