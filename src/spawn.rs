@@ -22,6 +22,8 @@ use crate::tell::{Level, tell};
 
 /// Where our long-lived descriptors go: the kernel copies a table in words of 64, so that what is below costs a spawn nothing.
 const RAISED_FROM: RawFd = 64;
+/// From here on it is cheaper to fetch a descriptor than to copy the table up to it.
+const FAR: RawFd = 192;
 /// A new time namespace is entered at the exec after an unshare(2); as a flag of a clone that shares memory it is refused.
 const BY_UNSHARE: u64 = libc::CLONE_NEWTIME as u64;
 /// The first pause between two tries to execute a busy program file; each is twice the one before.
@@ -217,7 +219,7 @@ fn blame(plan: &Plan<'_>, script: &Script, failure: Failure) -> Error {
     let options = plan.options;
     match failure.step {
         Step::Clone => blame_clone(options, source),
-        Step::Table | Step::Sweep => Error::os(Stage::DescriptorTable, source),
+        Step::Table | Step::Sweep | Step::Fetch => Error::os(Stage::DescriptorTable, source),
         Step::Descriptors(fd) => blame_descriptor(fd, source),
         Step::Signals => Error::os(Stage::Signals, source),
         Step::Act(index) => {
@@ -335,6 +337,7 @@ struct Ways {
     clear_handlers: bool,
     shared_table: bool,
     close_range: bool,
+    fetch: bool,
 }
 
 /// What was refused, by an older kernel or a sandbox, and not missed: it is not tried again.
@@ -343,6 +346,7 @@ struct Refused {
     clear_handlers: AtomicBool,
     shared_table: AtomicBool,
     close_range: AtomicBool,
+    fetch: AtomicBool,
 }
 
 static REFUSED: Refused = Refused {
@@ -350,6 +354,7 @@ static REFUSED: Refused = Refused {
     clear_handlers: AtomicBool::new(false),
     shared_table: AtomicBool::new(false),
     close_range: AtomicBool::new(false),
+    fetch: AtomicBool::new(false),
 };
 
 impl Ways {
@@ -361,6 +366,7 @@ impl Ways {
             clear_handlers: clone3 && allowed(&REFUSED.clear_handlers),
             shared_table: allowed(&REFUSED.shared_table),
             close_range: allowed(&REFUSED.close_range),
+            fetch: allowed(&REFUSED.fetch),
         }
     }
 
@@ -372,6 +378,7 @@ impl Ways {
             (self.clear_handlers || !self.clone3, &REFUSED.clear_handlers),
             (self.shared_table, &REFUSED.shared_table),
             (self.close_range, &REFUSED.close_range),
+            (self.fetch, &REFUSED.fetch),
         ] {
             if !allowed {
                 refused.store(true, Ordering::Relaxed);
@@ -390,6 +397,8 @@ impl Ways {
                 Some(Ways { clone3: false, clear_handlers: false, ..self })
             }
             (Step::Table, ENOSYS | EPERM | EINVAL) if self.shared_table => Some(Ways { shared_table: false, ..self }),
+            // Before 6.9; or what may not be traced may not be asked for descriptors either.
+            (Step::Fetch, _) if self.fetch => Some(Ways { fetch: false, ..self }),
             // Before 5.11 one of its flags; else all of it, and with it the other way to make a private table.
             (Step::Sweep, EINVAL) if sweep == Sweep::Range => Some(Ways { close_range: false, ..self }),
             (Step::Sweep, ENOSYS | EPERM) if sweep == Sweep::Range => {
@@ -477,7 +486,7 @@ fn table_end(plan: &Plan<'_>, script: &Script) -> Option<u32> {
     if plan.options.inherit_fds {
         return None;
     }
-    let from = script.moves.iter().map(|this| this.from);
+    let from = script.moves.iter().filter(|this| !this.fetch).map(|this| this.from);
     let program = descriptor_of(plan.program);
     let highest = from.chain(script.kept.iter().copied()).chain(program).max().unwrap_or(0);
     Some(highest.max(2) as u32 + 1)
@@ -498,6 +507,7 @@ fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Result<Scri
     Ok(Script {
         sweep: sweep(options, ways),
         acts: acts(options, &moves)?,
+        parent: moves.list.iter().any(|this| this.fetch).then(this_thread),
         moves: moves.list,
         stderr_is_stdout: matches!(plan.stdio[2], Source::SameAsStdout),
         kept: options.inherit.clone(),
@@ -544,6 +554,11 @@ fn highest_descriptor() -> RawFd {
     seen.map_or_else(|| open_files_max().and_then(|n| RawFd::try_from(n).ok()).unwrap_or(1 << 20), |fd| fd + MARGIN)
 }
 
+/// (process, thread).
+fn this_thread() -> (u32, u32) {
+    (std::process::id(), rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())
+}
+
 /// The descriptors that the child takes over, and where those are that its acts need.
 struct Moves {
     list: Vec<Move>,
@@ -578,10 +593,13 @@ impl Moves {
             // A stderr that is stdout overwrites, too.
             by_another || this.1.is_none() && this.0 < 3
         };
+        let new_numbers = plan.options.namespaces & libc::CLONE_NEWPID as u64 != 0;
+        let may_fetch = ways.fetch && ways.shared_table && !plan.options.inherit_fds && !new_numbers;
         let list = pairs.iter().map(|&(from, to)| Move {
             from,
             to,
             lift: is_overwritten((from, to)),
+            fetch: may_fetch && from >= FAR,
             lifted: AtomicI32::new(-1),
         });
         Moves { list: list.collect(), cwd, cgroup }

@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, in_own_process, open_descriptors, rounds, sh, skip, state};
-use pidloop::{Command, ErrorKind, Stage, Stdio};
+use pidloop::{Command, ErrorKind, Reactor, Stage, Stdio};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// A file of its own for each spawn, whose inode the child must find.
@@ -126,6 +126,41 @@ fn thousands_are_open_before_the_first_spawn() {
         has_the_right_files(&files, "first");
         drop(many);
         has_the_right_files(&files, "second");
+    });
+}
+
+/// A thread may have a table of its own: under the same numbers the other threads have other files.
+#[test]
+fn a_thread_with_descriptors_of_its_own() {
+    in_own_process("a_thread_with_descriptors_of_its_own", || {
+        Command::new("true").run().unwrap();
+        let others: Vec<_> = (0..300).map(|_| File::open("/dev/zero").unwrap()).collect();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                // SAFETY: what this thread has open it opens after this.
+                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.unwrap();
+                let files = Files::new("own");
+                let mine: Vec<_> = (0..300).map(|_| File::open("/dev/full").unwrap()).collect();
+                // SAFETY: the numbers are open here, too: they were copied.
+                others.iter().for_each(|file| assert_eq!(unsafe { libc::close(file.as_raw_fd()) }, 0));
+                let file = files.path("content");
+                fs::write(&file, "content").unwrap();
+                let low = File::open(&file).unwrap();
+                let high = rustix::io::fcntl_dupfd_cloexec(&low, others[250].as_raw_fd()).unwrap();
+                // Its children are for a loop that it turns itself.
+                let mut reactor = Reactor::new().unwrap();
+                reactor.spawn(Command::new("head").args(["-c", "7"]).stdin(high).stdout(Stdio::captured())).unwrap();
+                let ended = loop {
+                    match reactor.next_exit() {
+                        Some(ended) => break ended,
+                        None => reactor.turn(None).unwrap(),
+                    }
+                };
+                drop(mine);
+                ended.into_output().stdout
+            });
+            assert_eq!(thread.join().unwrap(), b"content");
+        });
     });
 }
 

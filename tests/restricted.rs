@@ -196,6 +196,22 @@ fn without_any_way_to_a_private_table() {
     }
 }
 
+/// What cannot be fetched from far up in the table is copied with all that is below.
+#[test]
+fn a_crowded_process_that_may_not_fetch_descriptors() {
+    let cases = [refuse(libc::SYS_pidfd_getfd, libc::EPERM), refuse(libc::SYS_pidfd_open, libc::EINVAL)];
+    for (case, rule) in cases.into_iter().enumerate() {
+        restricted("a_crowded_process_that_may_not_fetch_descriptors", case, &[rule], || {
+            let _many: Vec<_> = (0..300).map(|_| std::fs::File::open("/dev/zero").unwrap()).collect();
+            for _ in 0..2 {
+                let mut command = Command::new("cat");
+                assert_eq!(command.stdin(Stdio::bytes("far up")).output().unwrap().stdout, b"far up");
+            }
+            assert_eq!(common::children_of_ours(), []);
+        });
+    }
+}
+
 /// In a sandbox that refuses clone3 by EPERM libc starts no threads: a caller's own loop needs none.
 #[test]
 fn a_process_that_may_not_use_clone3_or_pidfd_open() {

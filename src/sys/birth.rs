@@ -144,14 +144,16 @@ pub(crate) struct Move {
     pub(crate) to: Option<RawFd>,
     /// `from` is where another one goes.
     pub(crate) lift: bool,
-    /// The child's note of where it lifted it to.
+    /// `from` is above what the child copies of the parent's table.
+    pub(crate) fetch: bool,
+    /// The child's note of where it lifted or fetched it to.
     pub(crate) lifted: AtomicI32,
 }
 
 impl Move {
     /// Where it is when all that had to be lifted is.
     fn source(&self) -> RawFd {
-        if self.lift { self.lifted.load(Ordering::Relaxed) } else { self.from }
+        if self.lift || self.fetch { self.lifted.load(Ordering::Relaxed) } else { self.from }
     }
 }
 
@@ -161,6 +163,8 @@ pub(crate) struct Script {
     pub(crate) sweep: Sweep,
     /// In any order: what one would overwrite that another still needs is lifted first.
     pub(crate) moves: Vec<Move>,
+    /// Whose descriptors are fetched, if any are: this process, by this thread.
+    pub(crate) parent: Option<(u32, u32)>,
     /// stderr is what stdout has become.
     pub(crate) stderr_is_stdout: bool,
     /// Stay open under their own numbers.
@@ -230,6 +234,7 @@ const AT_SWEEP: u32 = 2;
 const AT_DESCRIPTORS: u32 = 3;
 const AT_SIGNALS: u32 = 4;
 const AT_EXEC: u32 = 5;
+const AT_FETCH: u32 = 6;
 const AT_ACTS: u32 = 16;
 
 /// A step of the child's.
@@ -239,6 +244,7 @@ pub(crate) enum Step {
     Clone,
     Table,
     Sweep,
+    Fetch,
     /// Of the descriptor that has this number, here or in the child.
     Descriptors(RawFd),
     Signals,
@@ -257,6 +263,7 @@ impl Step {
             AT_SWEEP => Step::Sweep,
             AT_DESCRIPTORS => Step::Descriptors(which),
             AT_SIGNALS => Step::Signals,
+            AT_FETCH => Step::Fetch,
             AT_EXEC => Step::Exec(which as usize),
             act => Step::Act((act - AT_ACTS) as usize),
         })
@@ -523,6 +530,7 @@ fn prepare(order: &Order<'_>) -> Result<(), Mishap> {
     // Before anything is unblocked: a handler of the host would run here, in its memory.
     set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno, 0))?;
     sweep(script.sweep).map_err(|errno| (AT_SWEEP, errno, 0))?;
+    fetch(script).map_err(|errno| (AT_FETCH, errno, 0))?;
     install(script).map_err(|(errno, fd)| (AT_DESCRIPTORS, errno, fd))?;
     for (i, act) in script.acts.iter().enumerate() {
         perform(act, script).map_err(|errno| (AT_ACTS.wrapping_add(i as u32), errno, 0))?;
@@ -614,12 +622,36 @@ fn set_cloexec(fd: RawFd, on: bool) -> Result<usize, i32> {
     sys(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, flag, 0, 0])
 }
 
+/// What is too far up in the parent's table to be copied is fetched from there. pidfd_open(2), pidfd_getfd(2).
+fn fetch(script: &Script) -> Result<(), i32> {
+    const PIDFD_THREAD: usize = libc::O_EXCL as usize;
+    let Some((pid, tid)) = script.parent else {
+        return Ok(());
+    };
+    // In another PID namespace the numbers are somebody else's.
+    if sys(libc::SYS_getppid, [0; 5])? != pid as usize {
+        return Err(libc::ESRCH);
+    }
+    // The thread's own table: it may have one. Linux 6.9.
+    let parent = sys(libc::SYS_pidfd_open, [tid as usize, PIDFD_THREAD, 0, 0, 0])?;
+    for this in script.moves.iter().filter(|this| this.fetch) {
+        let fetched = sys(libc::SYS_pidfd_getfd, [parent, this.from as usize, 0, 0, 0])? as RawFd;
+        let clear = if is_target(script, fetched) { lift(script, fetched)? } else { fetched };
+        this.lifted.store(clear, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn is_target(script: &Script, fd: RawFd) -> bool {
+    script.moves.iter().any(|this| this.to == Some(fd))
+}
+
 /// Puts the descriptors where the program expects them; never onto one that is still needed. An error comes with the number it is about.
 fn install(script: &Script) -> Result<(), (i32, RawFd)> {
     for fd in &script.kept {
         set_cloexec(*fd, false).map_err(|errno| (errno, *fd))?;
     }
-    for this in script.moves.iter().filter(|this| this.lift) {
+    for this in script.moves.iter().filter(|this| this.lift && !this.fetch) {
         let lifted = lift(script, this.from).map_err(|errno| (errno, this.from))?;
         this.lifted.store(lifted, Ordering::Relaxed);
     }
@@ -645,7 +677,7 @@ fn lift(script: &Script, from: RawFd) -> Result<RawFd, i32> {
     loop {
         let lifted =
             sys(libc::SYS_fcntl, [from as usize, libc::F_DUPFD_CLOEXEC as usize, low as usize, 0, 0])? as RawFd;
-        if !script.moves.iter().any(|this| this.to == Some(lifted)) {
+        if !is_target(script, lifted) {
             return Ok(lifted);
         }
         low = lifted.wrapping_add(1);
