@@ -15,7 +15,7 @@ use crate::tell::{Level, tell};
 /// How many of them there are at most. A spawn that hangs, in a filesystem that does not answer, takes one of them away.
 const SPAWNERS_MAX: usize = 8;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 struct Pool {
     /// The process it belongs to: in a forked copy there are no threads, and its lock may be held by one of those.
@@ -40,8 +40,13 @@ pub(crate) fn run<T: Send + 'static>(spawn: impl FnOnce() -> Result<T> + Send + 
         // The caller waits: it cannot be gone.
         let _ = sender.send(spawn());
     });
-    Pool::current().push(job)?;
+    begin(job)?;
     receiver.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io).saying("a spawner thread panicked")))
+}
+
+/// Runs `job` on one of the threads; in the order of the calls, if all are busy.
+pub(crate) fn begin(job: Job) -> Result<()> {
+    Pool::current().push(job)
 }
 
 impl Pool {

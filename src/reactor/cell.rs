@@ -1201,6 +1201,11 @@ impl Cell {
         })
     }
 
+    /// The exit, when it is there; or (`streams`) when the streams are done, too.
+    pub(crate) fn outcome(self: &Arc<Cell>, streams: bool) -> Result<Option<Exit>> {
+        if streams { self.wait_done(Some(Instant::now())) } else { self.try_wait() }
+    }
+
     // ── streams ──
 
     /// A piped end that nobody has taken yet.

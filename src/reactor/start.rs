@@ -57,19 +57,41 @@ pub(crate) struct Manner {
     pub(crate) watched: bool,
 }
 
+/// Whom a cell is shown to before there is a child.
+type Seen<'a> = &'a dyn Fn(&Arc<Cell>) -> Result<()>;
+
 /// Starts a child and enters it in the tables of `core`.
 pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
     let started = core.check_ours().and_then(|()| {
         if command.options.parent_death.is_some() {
             let (core, command) = (core.clone(), command.clone());
-            return spawner::run(move || start_here(&core, &command, manner));
+            return spawner::run(move || start_here(&core, &command, manner, &|_| Ok(())));
         }
-        start_here(core, command, manner)
+        start_here(core, command, manner, &|_| Ok(()))
     });
     started.map_err(|error| error.of(command.shown()))
 }
 
-fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
+/// As [`start`], on a spawner thread, for whoever does not want to wait. `seen` is shown the cell before there is a child, and may refuse;
+/// `done` is told the result.
+pub(crate) fn start_elsewhere(
+    core: Arc<Core>,
+    command: Command,
+    manner: Manner,
+    seen: impl Fn(&Arc<Cell>) -> Result<()> + Send + 'static,
+    done: impl FnOnce(Result<Arc<Cell>>) + Send + 'static,
+) -> Result<()> {
+    let shown = command.shown().to_string();
+    let begun = core.check_ours().and_then(|()| {
+        spawner::begin(Box::new(move || {
+            let started = start_here(&core, &command, manner, &seen);
+            done(started.map(|(cell, _)| cell).map_err(|error| error.of(command.shown())));
+        }))
+    });
+    begun.map_err(|error| error.of(shown))
+}
+
+fn start_here(core: &Arc<Core>, command: &Command, manner: Manner, seen: Seen<'_>) -> Result<(Arc<Cell>, Token)> {
     command.validate()?;
     let label = command.label();
     let attempt = || -> Result<(Arc<Cell>, Token)> {
@@ -86,7 +108,7 @@ fn start_here(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Ar
         };
         let cell = Cell::new(core, birth);
         let token = cell.enter(&command.contexts, deadline)?;
-        let result = bear(&cell, command, wires, manner);
+        let result = seen(&cell).and_then(|()| bear(&cell, command, wires, manner));
         if result.is_err() {
             core.withdraw(token);
         }

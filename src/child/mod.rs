@@ -1,18 +1,18 @@
 //! A running child in its holder's hands, and the verbs of a command that start one. Knows its cell, and how each verb judges.
 
+mod twins;
+
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use crate::command::Command;
 use crate::driver::{Driver, default_core};
 use crate::error::{Error, Result};
 use crate::exit::{Captured, Exit, Output, Verdict};
-use crate::reactor::cell::{Cell, WakeKey};
+use crate::reactor::cell::Cell;
 use crate::reactor::core::Core;
 use crate::reactor::start::{Defaults, Manner, start};
 use crate::signal::Signal;
@@ -72,9 +72,7 @@ impl Command {
     ///
     /// As [`Command::spawn`]; and if the child was stopped, or its status was taken by somebody else.
     pub fn status(&self) -> Result<ExitStatus> {
-        let (exit, _) = self.finish(Defaults::Inherit)?;
-        exit.judge(Verdict { non_success: false, cut: true })?;
-        exit.status().ok_or_else(|| Error::new(crate::error::ErrorKind::StatusLost))
+        self.finish(Defaults::Inherit).and_then(judge_status)
     }
 
     /// Runs it to its end; Go's `Run`.
@@ -83,11 +81,7 @@ impl Command {
     ///
     /// As [`Command::status`], and if the child did not exit with status 0. If its stderr was captured the error shows the end of it.
     pub fn run(&self) -> Result<Exit> {
-        let (exit, captured) = self.finish(Defaults::Inherit)?;
-        match exit.check() {
-            Ok(()) => Ok(exit),
-            Err(error) => Err(error.with_captured(captured)),
-        }
+        self.finish(Defaults::Inherit).and_then(judge_run)
     }
 
     /// Runs it to its end and gives what it wrote, as std's `output`: stdin is null, both other streams are captured, unless set;
@@ -97,7 +91,7 @@ impl Command {
     ///
     /// As [`Command::status`], and if somebody still held a stream when reading was ended. [`Error::output`] has what there is.
     pub fn output(&self) -> Result<Output> {
-        self.finish_with_output(Defaults::Capture)
+        self.finish(Defaults::Capture).and_then(judge_output)
     }
 
     /// As [`Command::output`], with both streams through one pipe, so that their order is kept: all of it is in
@@ -107,15 +101,7 @@ impl Command {
     ///
     /// As [`Command::output`].
     pub fn combined_output(&self) -> Result<Output> {
-        self.finish_with_output(Defaults::Combine)
-    }
-
-    fn finish_with_output(&self, defaults: Defaults) -> Result<Output> {
-        let (exit, captured) = self.finish(defaults)?;
-        match exit.judge(Verdict { non_success: false, cut: true }) {
-            Ok(()) => Output::new(exit, captured),
-            Err(error) => Err(error.with_captured(captured)),
-        }
+        self.finish(Defaults::Combine).and_then(judge_output)
     }
 
     fn finish(&self, defaults: Defaults) -> Result<(Exit, Captured)> {
@@ -127,6 +113,28 @@ impl Command {
         }
         let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched: true })?;
         finish(&cell)
+    }
+}
+
+/// As `status` judges.
+fn judge_status((exit, _): (Exit, Captured)) -> Result<ExitStatus> {
+    exit.judge(Verdict { non_success: false, cut: true })?;
+    exit.status().ok_or_else(|| Error::new(crate::error::ErrorKind::StatusLost))
+}
+
+/// As `run` judges.
+fn judge_run((exit, captured): (Exit, Captured)) -> Result<Exit> {
+    match exit.check() {
+        Ok(()) => Ok(exit),
+        Err(error) => Err(error.with_captured(captured)),
+    }
+}
+
+/// As `output` judges.
+fn judge_output((exit, captured): (Exit, Captured)) -> Result<Output> {
+    match exit.judge(Verdict { non_success: false, cut: true }) {
+        Ok(()) => Output::new(exit, captured),
+        Err(error) => Err(error.with_captured(captured)),
     }
 }
 
@@ -202,20 +210,6 @@ impl Child {
         self.cell.wait(Instant::now().checked_add(limit))
     }
 
-    /// As [`Child::wait`], for any runtime: needs none in particular.
-    ///
-    /// # Errors
-    ///
-    /// As [`Child::wait`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future changes nothing; the child runs on.
-    pub fn wait_async(&self) -> impl Future<Output = Result<Exit>> + Send + '_ {
-        self.cell.close_untaken_stdin();
-        Ending::new(&self.cell, false)
-    }
-
     /// Waits until it is dead and its captured or piped streams are complete or cut, and gives what it wrote. As
     /// [`Child::wait`] it reports and does not judge: see [`Output::exit`].
     ///
@@ -281,39 +275,6 @@ impl Child {
     /// [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors).
     pub fn pidfd(&self) -> Result<OwnedFd> {
         self.cell.pidfd()
-    }
-}
-
-/// Waits for a death, or (`streams`) until the streams are done, too.
-#[derive(Debug)]
-struct Ending {
-    cell: Arc<Cell>,
-    streams: bool,
-    key: Option<WakeKey>,
-}
-
-impl Ending {
-    fn new(cell: &Arc<Cell>, streams: bool) -> Ending {
-        Ending { cell: cell.clone(), streams, key: None }
-    }
-}
-
-impl Future for Ending {
-    type Output = Result<Exit>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<Exit>> {
-        let this = &mut *self;
-        // In a forked copy the lock may be held for ever: who asks there is told by `try_wait`.
-        if this.cell.check_ours().is_ok() && this.cell.wake_when(this.streams, &mut this.key, cx.waker()) {
-            return Poll::Pending;
-        }
-        Poll::Ready(this.cell.try_wait().and_then(sure))
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.key.into_iter().for_each(|key| self.cell.forget_waker(key));
     }
 }
 
