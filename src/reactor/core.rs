@@ -57,6 +57,8 @@ pub(crate) struct Core {
 #[derive(Debug)]
 pub(crate) struct Tables {
     children: Slab<ChildSlot>,
+    /// The commands' own deadlines, by their children's slots: most have none.
+    deadlines: HashMap<u32, Instant>,
     contexts: Slab<ContextSlot>,
     /// A context is registered once per reactor, and an eventfd cannot be added to one epoll set twice.
     by_id: HashMap<u64, usize>,
@@ -84,8 +86,6 @@ struct ChildSlot {
     generation: u32,
     cell: Arc<Cell>,
     links: Links,
-    /// The command's own deadline.
-    deadline: Option<Instant>,
 }
 
 /// In which contexts' lists a child stands: (context slot, its place there).
@@ -93,7 +93,9 @@ struct ChildSlot {
 enum Links {
     None,
     One(u32, u32),
-    Many(Box<[(u32, u32)]>),
+    /// By a thin pointer: most children stand in one list, and each pays for the widest of these.
+    #[allow(clippy::box_collection, reason = "a boxed slice is twice as wide")]
+    Many(Box<Vec<(u32, u32)>>),
 }
 
 #[derive(Debug)]
@@ -126,6 +128,7 @@ impl Core {
             timer: crate::spawn::raise(timer),
             tables: Mutex::new(Tables {
                 children: Slab::new(),
+                deadlines: HashMap::new(),
                 contexts: Slab::new(),
                 by_id: HashMap::new(),
                 timers: Timers::default(),
@@ -347,8 +350,7 @@ impl Core {
             State::Dead => return Err(Error::new(ErrorKind::ReactorDied)),
         }
         let generation = next_generation();
-        let slot =
-            tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None, deadline }) as u32;
+        let slot = tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None }) as u32;
         let token = Token::new(Kind::Child, generation, slot);
         let mut links = Vec::with_capacity(contexts.len());
         for context in contexts {
@@ -366,6 +368,7 @@ impl Core {
         }
         tables.children[slot as usize].links = Links::from(links);
         if let Some(at) = deadline {
+            tables.deadlines.insert(slot, at);
             tables.arm(self, at, (token, Clock::Deadline));
         }
         tables.unreported += 1;
@@ -401,10 +404,8 @@ impl Core {
 
     pub(crate) fn disarm_deadline(&self, token: Token) {
         let mut tables = self.tables();
-        if let Some(slot) = tables.child_slot(token) {
-            if let Some(at) = slot.deadline.take() {
-                tables.timers.disarm(at, (token, Clock::Deadline));
-            }
+        if tables.child_slot(token).is_some() {
+            tables.forget_deadline(token);
         }
     }
 
@@ -533,11 +534,10 @@ impl Core {
             cell.register_again();
         }
         let mut tables = self.tables();
-        let Tables { children, contexts, timers, .. } = &mut *tables;
-        for (slot, child) in children.iter() {
-            if let Some(at) = child.deadline {
-                timers.arm(at, (Token::new(Kind::Child, child.generation, slot as u32), Clock::Deadline));
-            }
+        let Tables { children, deadlines, contexts, timers, .. } = &mut *tables;
+        for (slot, at) in deadlines.iter() {
+            let generation = children[*slot as usize].generation;
+            timers.arm(*at, (Token::new(Kind::Child, generation, *slot), Clock::Deadline));
         }
         for (slot, entry) in contexts.iter_mut() {
             let token = Token::new(Kind::Context, entry.generation, slot as u32);
@@ -577,12 +577,17 @@ impl Tables {
         }
     }
 
+    /// Of a child that is in its slot, or was until now.
+    fn forget_deadline(&mut self, token: Token) {
+        if let Some(at) = self.deadlines.remove(&token.slot) {
+            self.timers.disarm(at, (token, Clock::Deadline));
+        }
+    }
+
     fn leave(&mut self, core: &Core, token: Token) -> Option<Arc<Cell>> {
         self.child_slot(token)?;
         let slot = self.children.remove(token.slot as usize);
-        if let Some(at) = slot.deadline {
-            self.timers.disarm(at, (token, Clock::Deadline));
-        }
+        self.forget_deadline(token);
         for (context, place) in slot.links.iter() {
             self.contexts[context as usize].members.remove(place as usize);
             self.release_context(core, context);
@@ -739,7 +744,7 @@ impl Links {
         match links[..] {
             [] => Links::None,
             [(context, place)] => Links::One(context, place),
-            _ => Links::Many(links.into()),
+            _ => Links::Many(Box::new(links)),
         }
     }
 
