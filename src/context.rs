@@ -311,7 +311,7 @@ impl Context {
     }
 
     /// A descriptor that cancels it when 8 bytes (a `u64` of 1) are written to it: from a signal handler, or by another process that
-    /// inherited it.
+    /// inherited it. Nobody may read it: what was written would be taken back.
     ///
     /// # Errors
     ///

@@ -261,6 +261,29 @@ fn a25_after_a_closure_that_fails_a_non_success_is_blamed() {
 }
 
 #[test]
+fn a_group_whose_closure_failed_is_not_being_stopped_and_its_leader_is_reaped() {
+    let ctx = Context::new();
+    let mut command = sh("sleep 0.5 & echo ready; wait");
+    command.group().context(&ctx).cancel(Cancel::call(|target| {
+        // SAFETY: kill(2) of our own child, which is not reaped while this runs.
+        unsafe { libc::kill(target.id() as i32, libc::SIGTERM) };
+        // It is dead before this returns.
+        let (_never, told) = std::sync::mpsc::channel::<()>();
+        let _ = told.recv_timeout(MOMENT / 2);
+        Err(std::io::Error::other("no"))
+    }));
+    let (child, mut stdout) = spawn_ready(&mut command);
+    let start = Instant::now();
+    ctx.cancel();
+    let exit = child.wait_timeout(SOON).unwrap().expect("in time");
+    assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGTERM), None));
+    eventually("it is reaped", || !exists(child.id()));
+    // Its member ends by itself.
+    assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+    assert!(start.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
 fn a_closure_that_succeeds_is_a_stop_whatever_the_status() {
     for (end, code) in [("exit 0", 0), ("exit 1", 1)] {
         let exit = stopped_by_a_closure(end, || Ok(()));

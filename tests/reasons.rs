@@ -469,6 +469,13 @@ fn the_handler_before_is_called_and_put_back() {
         eventually("it is seen", || ctx.is_cancelled());
         drop(ctx);
         assert_eq!(handler_of(libc::SIGUSR1), libc::SIG_IGN);
+        // Ignored children go on being reaped by the kernel.
+        install(libc::SIGCHLD, libc::SIG_IGN, 0);
+        let ctx = Context::on_signal(&[Signal::SIGCHLD]).unwrap();
+        drop(std::process::Command::new("true").spawn().unwrap());
+        eventually("it is reaped", || ctx.is_cancelled() && children_of_ours().is_empty());
+        drop(ctx);
+        assert_eq!(handler_of(libc::SIGCHLD), libc::SIG_IGN);
         // Somebody else's handler over ours is left alone.
         let ctx = Context::on_signal(&[Signal::SIGUSR1]).unwrap();
         install(libc::SIGUSR1, chained as *const () as usize, 0);

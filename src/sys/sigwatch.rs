@@ -158,6 +158,10 @@ fn install(before: &mut [Option<Installed>; SIGNALS], signal: i32) -> io::Result
     // Who had a handler goes on to see his system calls interrupted, or not, as he chose.
     let chosen = if is_function(old.sa_sigaction) { old.sa_flags } else { libc::SA_RESTART };
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | chosen & (libc::SA_RESTART | libc::SA_NODEFER);
+    // A host that ignores SIGCHLD counts on its children's being reaped for it.
+    let ignored = signal == libc::SIGCHLD && old.sa_sigaction == libc::SIG_IGN;
+    let reaps = if ignored { libc::SA_NOCLDWAIT } else { 0 };
+    ours.sa_flags |= old.sa_flags & (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) | reaps;
     action(signal, Some(&ours))?;
     *entry = Some(Installed { before: old, users: 1 });
     Ok(())
