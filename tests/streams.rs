@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, pipe, rounds, sh, state, threads};
 use pidloop::{
-    Cancel, Cause, Child, ChildId, Command, Context, Ended, Error, ErrorKind, Limit, Reactor, Signal, Stage, Stdio,
+    Cancel, Cause, Child, ChildId, Command, Context, Driver, Ended, Error, ErrorKind, Limit, Reactor, Signal, Stage,
+    Stdio,
 };
 
 const MOMENT: Duration = Duration::from_millis(50);
@@ -285,6 +286,12 @@ fn output_that_is_asked_for_after_the_death_is_read_as_before_it() {
     let rival = thread::spawn(move || ctx.cancel());
     cut(child);
     rival.join().unwrap();
+    // A loop that takes no more children does not wait for this one: what is there is read.
+    let driver = Driver::new().unwrap();
+    let child = driver.spawn(holding("exit 0").stdout(Stdio::piped()).stderr(Stdio::piped())).unwrap();
+    child.wait().unwrap();
+    assert!(driver.shutdown(SOON, SOON).is_empty());
+    cut(child);
 }
 
 #[test]

@@ -1221,20 +1221,21 @@ impl Cell {
             let Some(extra) = &mut life.extra else {
                 return Ok(Vec::new());
             };
-            extra.piped[0] = None;
-            for which in 0..2 {
-                if let Some(fd) = extra.piped[which + 1].take() {
-                    crate::pipe::set_nonblocking(fd.as_fd())
-                        .map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
-                    extra.captures[which] = Some(Capture::new(fd, None::<Limit>));
-                }
+            let [_, stdout, stderr] = std::mem::take(&mut extra.piped);
+            if stdout.is_none() && stderr.is_none() {
+                return Ok(Vec::new());
             }
             let reasons = extra.reasons.take().filter(|_| life.done);
-            if life.done && life.has_streams() {
+            if life.done {
                 self.reopen(life, reasons.as_ref());
             }
-            self.watch_piped(life)?;
-            Ok(reasons.map_or_else(Vec::new, |reasons| reasons.contexts))
+            // What fails is closed; the rest is read.
+            let added = self.add_capture(life, 0, stdout).and(self.add_capture(life, 1, stderr));
+            if life.exit.is_some() && !life.waits_for_streams() {
+                self.cut(life);
+            }
+            self.check_streams(life);
+            added.map(|()| reasons.map_or_else(Vec::new, |reasons| reasons.contexts))
         })?;
         // Entered first, read now, as at the spawn: whoever cancels later finds the slot.
         if let Some(cause) = fired(&contexts) {
@@ -1246,39 +1247,30 @@ impl Cell {
     /// It is done, and its output is asked for after all: it is draining again, under the reasons to stop that it had.
     fn reopen(self: &Arc<Cell>, life: &mut Life, reasons: Option<&Reasons>) {
         if let (None, Some(reasons)) = (life.token, reasons) {
-            // Refused by a reactor that is shutting down: what is there is read here, and no more is awaited.
+            // Refused by a reactor that is shutting down: what is there is read, and no more is awaited.
             life.token = self.core.enter(self, &reasons.contexts, reasons.deadline).ok();
         }
-        let Some(token) = life.token else {
-            return self.cut(life);
-        };
         life.done = false;
         self.feed(life, Event::Reopened);
-        if let Some(Delay::At(at)) = life.extra.as_ref().map(|e| e.delay) {
+        if let (Some(token), Some(Delay::At(at))) = (life.token, life.extra.as_ref().map(|e| e.delay)) {
             self.core.arm(at, (token, Clock::Delay));
         }
     }
 
-    /// Has the loop read what was piped; unless it is dead and nobody wants to wait for more.
-    fn watch_piped(self: &Arc<Cell>, life: &mut Life) -> Result<()> {
-        let stopped = life.cause.is_some();
-        let (Some(extra), Some(token)) = (&mut life.extra, life.token) else {
+    fn add_capture(&self, life: &mut Life, which: usize, fd: Option<OwnedFd>) -> Result<()> {
+        let (Some(fd), Some(extra)) = (fd, &mut life.extra) else {
             return Ok(());
         };
-        for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
-            if let Some(capture) = capture {
-                // Known already, if it was captured from the beginning.
-                self.core.deregister(capture.as_fd());
-                self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
-            }
+        crate::pipe::set_nonblocking(fd.as_fd()).map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
+        let mut capture = Capture::new(fd, None::<Limit>);
+        if let Some(token) = life.token {
+            let kind = [Kind::Stdout, Kind::Stderr][which];
+            self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
         }
-        if life.exit.is_none() {
-            return Ok(());
+        if life.exit.is_some() {
+            capture.note_owed();
         }
-        extra.captures.iter_mut().flatten().for_each(Capture::note_owed);
-        if stopped && extra.wait_delay.is_none() || extra.delay == Delay::Over {
-            self.cut(life);
-        }
+        extra.captures[which] = Some(capture);
         Ok(())
     }
 
@@ -1395,6 +1387,12 @@ impl Life {
     /// Whether its stop has steps that are still to come: the last one, and one that is given for ever, have none after them.
     fn has_clock(&self) -> bool {
         self.extra.as_ref().is_some_and(|e| e.ladder.due.is_some() || matches!(e.delay, Delay::At(_)))
+    }
+
+    /// Of a dead child: whether a loop is there to read them, and nobody has said that they want no more.
+    fn waits_for_streams(&self) -> bool {
+        let awaited = |e: &Extra| e.delay != Delay::Over && (self.cause.is_none() || e.wait_delay.is_some());
+        self.token.is_some() && self.extra.as_deref().is_some_and(awaited)
     }
 
     /// A stop of a group that has sent something goes on without its leader.
