@@ -44,7 +44,7 @@ pub use error::{Error, ErrorKind, Result, Stage};
 pub use exit::{Captured, Exit, HeldOpen, Output, Usage};
 pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
 pub use signal::Signal;
-pub use spawn::{Capabilities, capabilities, init};
+pub use spawn::{Capabilities, capabilities, init, raise_nofile};
 pub use stdio::{ChildStderr, ChildStdin, ChildStdout, Limit, Stdio};
 
 /// The project's documents, for reading here and, as tests, for compiling their code.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) trace: bool,
     /// The signal that the parent's death brings.
     pub(crate) parent_death: Option<i32>,
+    /// By no other thread than the caller's.
+    pub(crate) on_this_thread: bool,
 }
 
 /// The child's process group.
@@ -675,6 +677,7 @@ fn resources(options: &Options, moves: &Moves, acts: &mut Vec<Act>) {
         Act::WriteFile(Stage::OomScore, c"/proc/self/oom_score_adj".into(), value.to_string().into_bytes())
     }));
     // After what opens files, before what may need a higher limit.
+    acts.extend(limit_before_it_was_raised());
     acts.extend(options.limits.iter().map(|&(resource, soft, hard)| Act::Limit { resource, soft, hard }));
     acts.extend(options.affinity.as_ref().map(|cpus| {
         let mut words = vec![0; cpus.iter().max().map_or(1, |last| last / 64 + 1)];
@@ -827,6 +830,42 @@ fn raise_to(fd: OwnedFd, low: RawFd) -> OwnedFd {
 pub fn init() -> Result<()> {
     check_kernel()?;
     null_device().map(drop)
+}
+
+/// The soft limits on open files, before and after [`raise_nofile`]; after is 0 if it was not called.
+static NOFILE: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
+
+/// Raises this process's soft limit on open files to the hard one, and returns it; `u64::MAX` is no limit. `setrlimit(2)`.
+///
+/// Children get the old soft limit back, as in Go, since programs that use `select(2)` cannot live with more than 1,024; unless their command
+/// sets another [`rlimit`](crate::Command::rlimit), or somebody has changed this process's limit meanwhile.
+///
+/// # Errors
+///
+/// What `setrlimit(2)` says.
+pub fn raise_nofile() -> Result<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return Ok(limit.maximum.unwrap_or(u64::MAX));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .map_err(|errno| Error::os(Stage::ResourceLimit, errno.into()))?;
+    let raised = limit.maximum.unwrap_or(u64::MAX);
+    NOFILE.0.store(limit.current.unwrap_or(u64::MAX), Ordering::Relaxed);
+    NOFILE.1.store(raised, Ordering::Release);
+    Ok(raised)
+}
+
+fn limit_before_it_was_raised() -> Option<Act> {
+    let raised = NOFILE.1.load(Ordering::Acquire);
+    if raised == 0 {
+        return None;
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let (soft, hard) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    let before = NOFILE.0.load(Ordering::Relaxed).min(hard);
+    (soft == raised).then_some(Act::Limit { resource: libc::RLIMIT_NOFILE as _, soft: before, hard })
 }
 
 /// Which ways of starting a child this kernel and sandbox allow; the best one is in use.

@@ -429,6 +429,45 @@ fn f159_the_parents_death_brings_the_signal_also_after_a_change_of_user() {
 }
 
 #[test]
+fn what_belongs_to_the_calling_thread_is_inherited_unless_another_one_spawns() {
+    let policy = |command: &mut Command| stat(command, 41);
+    let thread = std::thread::spawn(move || {
+        let parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: sched_setscheduler(2) of this thread.
+        assert_eq!(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) }, 0);
+        let batch = i64::from(libc::SCHED_BATCH);
+        assert_eq!(policy(&mut cat()), batch);
+        assert_eq!(policy(cat().parent_death_signal(Signal::SIGKILL)), i64::from(libc::SCHED_OTHER));
+        assert_eq!(policy(cat().parent_death_signal(Signal::SIGKILL).on_this_thread()), batch);
+        // It ends with this thread.
+        Command::new("sleep").arg("60").parent_death_signal(Signal::SIGKILL).on_this_thread().spawn().unwrap()
+    });
+    let child = thread.join().unwrap();
+    assert_eq!(child.wait_timeout(common::SOON).unwrap().unwrap().signal(), Some(Signal::SIGKILL));
+}
+
+#[test]
+fn a_raised_limit_on_open_files_is_not_passed_on() {
+    use rustix::process::{Resource as Kind, Rlimit, getrlimit, setrlimit};
+    in_own_process("a_raised_limit_on_open_files_is_not_passed_on", || {
+        let limits = |command: &mut Command| text(command);
+        let set = |current| setrlimit(Kind::Nofile, Rlimit { current: Some(current), maximum: Some(400) }).unwrap();
+        set(300);
+        assert_eq!(pidloop::raise_nofile().unwrap(), 400);
+        assert_eq!(getrlimit(Kind::Nofile).current, Some(400));
+        assert_eq!(limits(&mut sh("ulimit -Sn; ulimit -Hn")), "300\n400");
+        assert_eq!(pidloop::raise_nofile().unwrap(), 400);
+        assert_eq!(limits(&mut sh("ulimit -Sn; ulimit -Hn")), "300\n400");
+        assert_eq!(limits(sh("ulimit -Sn; ulimit -Hn").rlimit(Resource::OpenFiles, 50, 350)), "50\n350");
+        // A number above the old limit is given all the same.
+        let file = scratch_file("high");
+        assert_eq!(text(cat().fd(350, file).arg("/proc/self/fd/350")), "high");
+        set(200);
+        assert_eq!(limits(&mut sh("ulimit -Sn; ulimit -Hn")), "200\n400");
+    });
+}
+
+#[test]
 fn directory_by_descriptor_root_and_umask() {
     let dir: OwnedFd = fs::File::open("/usr").unwrap().into();
     assert_eq!(text(Command::new("/bin/pwd").current_dir_fd(dir)), "/usr");

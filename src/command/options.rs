@@ -45,7 +45,8 @@ pub enum Resource {
 
 impl Resource {
     fn number(self) -> u32 {
-        match self {
+        // An int in some C libraries.
+        (match self {
             Resource::AddressSpace => libc::RLIMIT_AS,
             Resource::Core => libc::RLIMIT_CORE,
             Resource::Cpu => libc::RLIMIT_CPU,
@@ -60,7 +61,7 @@ impl Resource {
             Resource::RealtimeTime => libc::RLIMIT_RTTIME,
             Resource::PendingSignals => libc::RLIMIT_SIGPENDING,
             Resource::Stack => libc::RLIMIT_STACK,
-        }
+        }) as _
     }
 }
 
@@ -254,10 +255,17 @@ impl Command {
     /// The signal it gets when this process ends, however that happens. `prctl(PR_SET_PDEATHSIG)`.
     ///
     /// The kernel ties it to the thread that spawns; so the spawn is done by a thread of the library that lives as long as the process.
-    /// What was set on the calling thread alone (Landlock, seccomp, affinity, nice) then does not apply. A program with set-uid clears
-    /// it.
+    /// What was set on the calling thread alone (Landlock, seccomp, affinity, nice) then does not apply, unless
+    /// [`on_this_thread`](Command::on_this_thread) says otherwise. A program with set-uid clears it.
     pub fn parent_death_signal(&mut self, signal: Signal) -> &mut Command {
         self.options.parent_death = Some(signal.as_raw());
+        self
+    }
+
+    /// No other thread than the caller's starts it, whatever else is asked for: what is set on that thread alone (Landlock, seccomp, affinity,
+    /// nice) applies, and a [`parent_death_signal`](Command::parent_death_signal) comes when that thread ends.
+    pub fn on_this_thread(&mut self) -> &mut Command {
+        self.options.on_this_thread = true;
         self
     }
 
@@ -351,7 +359,7 @@ impl Command {
             "a controlling terminal needs a new session"
         } else if options.terminal.as_ref().is_some_and(takes) && options.foreground.is_some() {
             "with a controlling terminal it is in the foreground already"
-        } else if options.trace && options.parent_death.is_some() {
+        } else if options.trace && options.parent_death.is_some() && !options.on_this_thread {
             "who traces it must be the caller's thread, and who starts it with a parent-death signal is not"
         } else {
             return None;

@@ -63,11 +63,12 @@ type Seen<'a> = &'a dyn Fn(&Arc<Cell>) -> Result<()>;
 /// Starts a child and enters it in the tables of `core`.
 pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
     let started = core.check_ours().and_then(|()| {
-        if command.options.parent_death.is_some() {
+        let called_at = Instant::now();
+        if command.options.parent_death.is_some() && !command.options.on_this_thread {
             let (core, command) = (core.clone(), command.clone());
-            return spawner::run(move || start_here(&core, &command, manner, &|_| Ok(())));
+            return spawner::run(move || start_here(&core, &command, manner, called_at, &|_| Ok(())));
         }
-        start_here(core, command, manner, &|_| Ok(()))
+        start_here(core, command, manner, called_at, &|_| Ok(()))
     });
     started.map_err(|error| error.of(command.shown()))
 }
@@ -82,20 +83,32 @@ pub(crate) fn start_elsewhere(
     done: impl FnOnce(Result<Arc<Cell>>) + Send + 'static,
 ) -> Result<()> {
     let shown = command.shown().to_string();
+    let on_this_thread = command.options.on_this_thread;
+    let called_at = Instant::now();
     let begun = core.check_ours().and_then(|()| {
-        spawner::begin(Box::new(move || {
-            let started = start_here(&core, &command, manner, &seen);
+        let job = move || {
+            let started = start_here(&core, &command, manner, called_at, &seen);
             done(started.map(|(cell, _)| cell).map_err(|error| error.of(command.shown())));
-        }))
+        };
+        if on_this_thread {
+            job();
+            return Ok(());
+        }
+        spawner::begin(Box::new(job))
     });
     begun.map_err(|error| error.of(shown))
 }
 
-fn start_here(core: &Arc<Core>, command: &Command, manner: Manner, seen: Seen<'_>) -> Result<(Arc<Cell>, Token)> {
+fn start_here(
+    core: &Arc<Core>,
+    command: &Command,
+    manner: Manner,
+    spawned_at: Instant,
+    seen: Seen<'_>,
+) -> Result<(Arc<Cell>, Token)> {
     command.validate()?;
     let label = command.label();
     let attempt = || -> Result<(Arc<Cell>, Token)> {
-        let spawned_at = Instant::now();
         refuse_if_stopped(command)?;
         let mut wires = Wires::new(manner.defaults.streams(command), core.live() >= CROWD)?;
         let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
