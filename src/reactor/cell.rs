@@ -79,8 +79,8 @@ pub(crate) struct Life {
     /// Shared with whoever sleeps in `waitid` on it; closed when the child is reaped and nobody does any more.
     pidfd: Option<Arc<OwnedFd>>,
     /// Why it is stopped: what will be, and what has been sent.
-    pending: Option<Cause>,
-    cause: Option<Cause>,
+    pending: Option<Box<Cause>>,
+    cause: Option<Box<Cause>>,
     sent: Sent,
     call: Call,
     scope: Scope,
@@ -97,11 +97,17 @@ pub(crate) struct Life {
     died: bool,
     /// How many threads sleep until `changed`.
     sleepers: u32,
+    others: Option<Box<Others>>,
+    extra: Option<Box<Extra>>,
+}
+
+/// Other people's futures and code. Most children that merely live have neither, and each of them pays for every field of its [`Life`].
+#[derive(Debug, Default)]
+struct Others {
     /// Whom to wake, each by the key of its future.
     wakers: Vec<(WakeKey, Waker)>,
     next_key: u64,
     after: Vec<After>,
-    extra: Option<Box<Extra>>,
 }
 
 /// Names a future that waits for a child.
@@ -253,9 +259,7 @@ impl Cell {
                 kill_on_drop: birth.kill_on_drop,
                 died: false,
                 sleepers: 0,
-                wakers: Vec::new(),
-                next_key: 0,
-                after: Vec::new(),
+                others: None,
                 extra: birth.extra,
             }),
         })
@@ -269,7 +273,7 @@ impl Cell {
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Life) -> T) -> T {
         let mut life = self.lock();
         let result = f(&mut life);
-        let after = std::mem::take(&mut life.after);
+        let after = life.others.as_mut().map(|others| std::mem::take(&mut others.after)).unwrap_or_default();
         drop(life);
         for after in after {
             match after {
@@ -320,7 +324,7 @@ impl Cell {
                 process::probe_group_flag(pidfd.as_fd());
             }
             if let Some(cause) = life.pending.take() {
-                return Err(Error::stopped(cause));
+                return Err(Error::stopped(*cause));
             }
             if life.died {
                 return Err(Error::new(ErrorKind::ReactorDied));
@@ -353,7 +357,7 @@ impl Cell {
         self.with(|life| {
             life.owner = Owner::Nobody;
             life.phase = Phase::Done;
-            life.pending.take()
+            life.pending.take().map(|cause| *cause)
         })
     }
 
@@ -395,7 +399,7 @@ impl Cell {
             let Some(token) = life.token else { return };
             let result = if life.owner == Owner::Reactor { self.watch(life) } else { self.watch_streams(life, token) };
             if let Err(error) = result {
-                life.after.push(After::Say(Level::Error, error.to_string()));
+                life.others().after.push(After::Say(Level::Error, error.to_string()));
             }
         });
     }
@@ -446,7 +450,7 @@ impl Cell {
 
     fn stop_locked(self: &Arc<Cell>, life: &mut Life, cause: Cause) {
         if life.phase == Phase::Running {
-            life.pending.get_or_insert(cause);
+            life.pending.get_or_insert_with(|| Box::new(cause));
         }
         if life.owner == Owner::Creator {
             self.stop_unborn(life);
@@ -651,7 +655,7 @@ impl Cell {
             Ok(Reaped::NotYet) => self.not_yet(life, &pidfd),
             Ok(reaped) => self.ended(life, reaped, keep),
             Err(error) => {
-                life.after.push(After::Say(Level::Error, format!("waitid: {error}")));
+                life.others().after.push(After::Say(Level::Error, format!("waitid: {error}")));
                 self.retry(life);
             }
         }
@@ -854,7 +858,7 @@ impl Cell {
             let _ = self.send(life, Signal::SIGCONT);
         }
         if let Err(error) = result {
-            life.after.push(After::Say(Level::Debug, format!("{signal}: {error}")));
+            life.others().after.push(After::Say(Level::Debug, format!("{signal}: {error}")));
         }
     }
 
@@ -891,7 +895,7 @@ impl Cell {
             command: self.label.clone(),
             pid: self.pid(),
             status: death.status,
-            cause: life.cause.clone(),
+            cause: life.cause.as_deref().cloned(),
             usage: death.usage,
             spawned_at: life.spawned_at,
             exited_at: death.exited_at,
@@ -1310,15 +1314,16 @@ impl Cell {
         if is_there || life.died {
             return false;
         }
+        let others = life.others();
         let key = *key.get_or_insert_with(|| {
-            life.next_key += 1;
-            WakeKey(life.next_key)
+            others.next_key += 1;
+            WakeKey(others.next_key)
         });
-        let known = life.wakers.iter_mut().find(|(other, _)| *other == key);
+        let known = others.wakers.iter_mut().find(|(other, _)| *other == key);
         let former = match known {
             Some((_, known)) => Some(std::mem::replace(known, waker)),
             None => {
-                life.wakers.push((key, waker));
+                others.wakers.push((key, waker));
                 None
             }
         };
@@ -1333,8 +1338,11 @@ impl Cell {
             return;
         }
         let mut life = self.lock();
-        let place = life.wakers.iter().position(|(other, _)| *other == key);
-        let former = place.map(|place| life.wakers.swap_remove(place));
+        let wakers = life.others.as_mut().map(|others| &mut others.wakers);
+        let former = wakers.and_then(|wakers| {
+            let place = wakers.iter().position(|(other, _)| *other == key)?;
+            Some(wakers.swap_remove(place))
+        });
         drop(life);
         drop(former);
     }
@@ -1361,13 +1369,19 @@ impl Signals for Arc<Cell> {
 }
 
 impl Life {
+    fn others(&mut self) -> &mut Others {
+        self.others.get_or_insert_default()
+    }
+
     fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
     }
 
     /// Whoever waits is told when the lock is gone.
     fn wake_all(&mut self) {
-        self.after.extend(self.wakers.drain(..).map(|(_, waker)| After::Wake(waker)));
+        if let Some(others) = &mut self.others {
+            others.after.extend(others.wakers.drain(..).map(|(_, waker)| After::Wake(waker)));
+        }
     }
 
     /// Only where the child is known not to be reaped, or to be stopped as a group.
