@@ -446,6 +446,7 @@ impl Error {
             (ErrorKind::Unsupported, ..) => f.write_str("not supported here"),
             (_, Some(exit), Some(cause), _) => write!(f, "stopped ({cause}), {exit}"),
             (_, None, Some(cause), _) => write!(f, "not started: {cause}"),
+            (ErrorKind::NoProcessSlots, _, _, Some(stage)) => write!(f, "no process slots left: could not {stage}"),
             (_, _, _, Some(stage)) => write!(f, "could not {stage}"),
             (ErrorKind::NoDescriptors, ..) => f.write_str("no descriptors left"),
             (ErrorKind::NoMemory, ..) => f.write_str("no memory left"),

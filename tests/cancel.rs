@@ -448,14 +448,16 @@ fn a42_the_cause_is_in_the_exit() {
 #[test]
 fn a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
     let ctx = Context::new();
-    let script = "trap 'echo int' INT; trap 'echo term' TERM; echo ready; while :; do sleep 0.01; done";
+    let script = "trap 'echo int' INT; trap 'echo term' TERM; echo ready; while :; do read line; done";
+    let (input, _kept) = common::pipe();
     let mut command = sh(script);
-    let steps = vec![(Step::Signal(Signal::SIGINT), MOMENT * 20), (Step::Signal(Signal::SIGTERM), MOMENT * 20)];
+    command.stdin(input);
+    let steps = vec![(Step::Signal(Signal::SIGINT), MOMENT * 10), (Step::Signal(Signal::SIGTERM), MOMENT * 10)];
     let (child, mut stdout) = spawn_ready(command.context(&ctx).cancel(Cancel::Steps(steps)));
     let start = Instant::now();
     ctx.cancel();
     let exit = child.wait().unwrap();
-    assert!(start.elapsed() >= MOMENT * 40);
+    assert!(start.elapsed() >= MOMENT * 20);
     assert_eq!(exit.signal(), Some(Signal::SIGKILL));
     let mut said = String::new();
     stdout.read_to_string(&mut said).unwrap();

@@ -1295,7 +1295,7 @@ impl Cell {
     pub(crate) fn pidfd(&self) -> Result<OwnedFd> {
         self.core.check_ours()?;
         let Some(pidfd) = self.lock().pidfd.clone() else {
-            return Err(self.error(ErrorKind::NoSuchChild));
+            return Err(self.error(ErrorKind::NoSuchChild).saying("it has been reaped"));
         };
         pidfd.try_clone().map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))
     }
