@@ -12,7 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{
-    SOON, cgroup2, children_of_ours, eventually, in_own_process, open_descriptors, sh, skip, spawn_ready, state,
+    SOON, cgroup2, children_of_ours, eventually, in_own_process, is_stopped, open_descriptors, sh, skip, spawn_ready,
+    state,
 };
 use pidloop::{Cancel, Command, Context, ErrorKind, Limit, Reactor, Signal, Stage, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -200,7 +201,7 @@ fn a_frozen_child_is_killed_all_the_same() {
     let ctx = Context::new();
     let (child, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").context(&ctx));
     child.signal(Signal::SIGSTOP).unwrap();
-    eventually("it is stopped", || state(child.id()) == Some('T'));
+    eventually("it is stopped", || is_stopped(child.id()));
     ctx.cancel();
     assert_eq!(child.wait_timeout(SOON).unwrap().unwrap().signal(), Some(Signal::SIGKILL));
 }

@@ -470,7 +470,7 @@ fn sigterm_reaches_a_stopped_child() {
     let (child, _stdout) = spawn_ready(
         sh("echo ready; kill -STOP $$; exec sleep 60").context(&ctx).cancel(Cancel::Signal(Signal::SIGTERM)),
     );
-    eventually("it is stopped", || common::state(child.id()) == Some('T'));
+    eventually("it is stopped", || common::is_stopped(child.id()));
     ctx.cancel();
     assert_eq!(child.wait_timeout(SOON).unwrap().unwrap().signal(), Some(Signal::SIGTERM));
 }

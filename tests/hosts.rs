@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{SOON, children_of_ours, in_own_process, open_descriptors, rounds, sh, skip, state};
+use common::{SOON, children_of_ours, in_own_process, open_descriptors, rounds, sh, skip};
 use pidloop::{Command, ErrorKind, Reactor, Stage, Stdio};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -327,7 +327,7 @@ fn a_stop_that_comes_early_stops_the_program() {
         fs::write(dir.join("cgroup.freeze"), "0").unwrap();
         spawner.join().unwrap()
     });
-    common::eventually("it is stopped", || state(child.id()) == Some('T'));
+    common::eventually("it is stopped", || common::is_stopped(child.id()));
     assert_eq!(fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap(), "sleep\n");
     child.kill().unwrap();
     child.wait().unwrap();

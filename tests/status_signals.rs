@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{SOON, eventually, in_own_process, sh, spawn_ready, state};
+use common::{SOON, eventually, in_own_process, is_stopped, sh, spawn_ready, state};
 use pidloop::{Cause, Command, ErrorKind, Signal, Stdio};
 
 #[test]
@@ -149,7 +149,7 @@ fn terminate_asks_first_and_then_kills() {
 fn a_stopped_child_has_not_ended() {
     let (child, _stdout) = spawn_ready(&mut sh("echo ready; exec sleep 60"));
     child.signal(Signal::SIGSTOP).unwrap();
-    eventually("it is stopped", || state(child.id()) == Some('T'));
+    eventually("it is stopped", || is_stopped(child.id()));
     assert!(child.try_wait().unwrap().is_none());
     assert!(child.wait_timeout(Duration::from_millis(20)).unwrap().is_none());
     child.kill().unwrap();

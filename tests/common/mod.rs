@@ -157,3 +157,8 @@ pub fn beside<T: Send>(name: &str, f: impl FnOnce() -> T + Send, meanwhile: impl
         thread.join().unwrap()
     })
 }
+
+/// Whether a process is stopped; under a tracer (strace) that is another letter.
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 't'))
+}
