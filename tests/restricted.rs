@@ -10,6 +10,8 @@ mod cancel;
 mod descriptors;
 #[path = "founding.rs"]
 mod founding;
+#[path = "options.rs"]
+mod options;
 #[path = "start_wait.rs"]
 mod start_wait;
 #[path = "status_signals.rs"]
@@ -103,7 +105,7 @@ fn run_all_under(errno: i32) {
     }
     let filter = filter(&newer_calls(errno, libc::ENOSYS));
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["::", "--test-threads=4"]).env(VARIABLE, "1");
+    command.args(["::", "--test-threads=2"]).env(VARIABLE, "1");
     // SAFETY: two system calls, between fork and exec.
     unsafe {
         command.pre_exec(move || install(&filter));
