@@ -1,9 +1,11 @@
 //! From the words of a job to a command of the library, and from its errors to messages. Knows no queue.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use pidloop::{Command, Error, ErrorKind, Limit, Resource, Signal, Stdio};
+use rustix::fs::OFlags;
 use rustix::process::{Resource as Kernel, Rlimit, getrlimit, setrlimit};
 
 use super::options::Options;
@@ -16,9 +18,43 @@ const DESCRIPTORS_OF_OURS: u64 = 64;
 /// The longest argument that Linux takes (`MAX_ARG_STRLEN`), its final NUL byte not counted.
 const ARGUMENT_MAX_BYTES: usize = (128 << 10) - 1;
 
+/// What the program itself was started with, beside its three streams, for its jobs.
+///
+/// A list: it lets a job have these alone, and a start cost the same however many descriptors of running jobs are open.
+#[derive(Debug)]
+pub(crate) enum Heirlooms {
+    These(Vec<RawFd>),
+    /// There is no `/proc` to tell.
+    Unknown,
+}
+
+impl Heirlooms {
+    /// Before anything of ours is open.
+    pub(crate) fn look() -> Heirlooms {
+        let Ok(infos) = std::fs::read_dir("/proc/self/fdinfo") else {
+            return Heirlooms::Unknown;
+        };
+        let kept = infos.filter_map(|info| {
+            let info = info.ok()?;
+            let number: RawFd = info.file_name().to_str()?.parse().ok()?;
+            let text = std::fs::read_to_string(info.path()).ok()?;
+            (number > 2 && !closes_on_exec(&text)).then_some(number)
+        });
+        Heirlooms::These(kept.collect())
+    }
+}
+
+/// `info`: proc_pid_fdinfo(5).
+fn closes_on_exec(info: &str) -> bool {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0);
+    flags & OFlags::CLOEXEC.bits() != 0
+}
+
 /// How jobs are started.
 #[derive(Debug)]
 pub(crate) struct Launcher {
+    heirlooms: Heirlooms,
     output: Output,
     kill_after: Duration,
     /// A run that goes on with this one's record must not meet its jobs, should we be killed. It costs a thread's help at each start.
@@ -39,13 +75,14 @@ enum Output {
 }
 
 impl Launcher {
-    pub(crate) fn new(options: &Options) -> Launcher {
+    pub(crate) fn new(options: &Options, heirlooms: Heirlooms) -> Launcher {
         let output = match (options.ungroup, options.line_buffer) {
             (true, _) => Output::Inherited,
             (_, true) => Output::Streamed,
             _ => Output::Captured(options.max_output.map(Half::of)),
         };
         Launcher {
+            heirlooms,
             output,
             kill_after: options.kill_after,
             die_with_us: options.joblog.is_some(),
@@ -76,7 +113,17 @@ impl Launcher {
         command.args(&words[1.min(words.len())..]);
         // Stops reach the whole tree; what somebody else still holds open is awaited no longer than a stop takes.
         command.group().wait_delay(self.kill_after);
-        command.inherit_fds().stdin(Stdio::null()).stdout(stdio()).stderr(stdio());
+        match &self.heirlooms {
+            Heirlooms::These(numbers) => {
+                for number in numbers {
+                    command.inherit_fd(*number);
+                }
+            }
+            Heirlooms::Unknown => {
+                command.inherit_fds();
+            }
+        }
+        command.stdin(Stdio::null()).stdout(stdio()).stderr(stdio());
         if self.die_with_us {
             command.parent_death_signal(Signal::SIGKILL);
         }
@@ -106,4 +153,16 @@ pub(crate) fn explain(error: &Error, words: &[OsString]) -> (String, i32) {
         why = format!("{why}: an argument has {longest} bytes, and Linux takes {ARGUMENT_MAX_BYTES}");
     }
     (why, if error.kind() == ErrorKind::NotFound { 127 } else { 126 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_tell_what_closes_on_exec() {
+        assert!(closes_on_exec("pos:\t0\nflags:\t02100002\nmnt_id:\t15\n"));
+        assert!(!closes_on_exec("pos:\t0\nflags:\t0100002\nmnt_id:\t15\n"));
+        assert!(!closes_on_exec(""));
+    }
 }

@@ -30,6 +30,7 @@ use clap::{CommandFactory, Parser};
 
 use self::input::{Input, Sources};
 use self::joblog::Joblog;
+use self::launch::{Heirlooms, Launcher};
 use self::options::Options;
 use self::run::{Run, resume};
 use self::template::Template;
@@ -76,6 +77,7 @@ fn document(options: &Options) -> Option<Vec<u8>> {
 
 /// Opens everything, before anything is started.
 fn prepare(mut options: Options) -> Result<Run, String> {
+    let heirlooms = Heirlooms::look();
     let waker = Waker::new().map_err(|error| format!("eventfd: {error}"))?;
     let delimiter = if options.null { 0 } else { b'\n' };
     let words = std::mem::take(&mut options.words);
@@ -92,5 +94,6 @@ fn prepare(mut options: Options) -> Result<Run, String> {
         Some(path) if !options.dry_run => Some(Joblog::open(path, resume(&options))?),
         _ => None,
     };
-    Run::new(options, template, input, joblog, waker)
+    let launcher = Launcher::new(&options, heirlooms);
+    Run::new(options, template, input, joblog, launcher, waker)
 }

@@ -148,6 +148,7 @@ impl Run {
         template: Template,
         input: Input,
         joblog: Option<(Joblog, Past)>,
+        launcher: Launcher,
         waker: Waker,
     ) -> Result<Run, String> {
         let resume = resume(&options);
@@ -155,7 +156,6 @@ impl Run {
         let on_terminal = io::stderr().is_terminal();
         let shows_bar = !options.no_bar && !options.dry_run && (options.bar || on_terminal && !options.ungroup);
         let bar = Bar::new(shows_bar && on_terminal);
-        let launcher = Launcher::new(&options);
         let hub = Hub::new().map_err(|error| format!("epoll: {error}"))?;
         let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
         let mut run = Run {
