@@ -91,7 +91,7 @@ fn tags_begin_each_line_of_both_streams() {
 fn lines_come_as_they_are_written() {
     let marker = marker();
     let script = r#"printf 'half '; printf 'whole\nbegun'; exec sleep "$0""#;
-    let mut live = start(&["--line-buffer", "--tag", "--timeout", "1", "sh", "-c", script, ":::", &marker]);
+    let mut live = start(&["--line-buffer", "--tag", "--timeout", "2", "sh", "-c", script, ":::", &marker]);
     assert_eq!(live.line(), format!("{marker}\thalf whole"));
     // The rest when it has ended.
     let ran = live.end();
@@ -141,7 +141,7 @@ fn results_are_kept_in_files() {
 #[test]
 fn json_tells_everything_on_one_line() {
     let script = "echo out; echo err >&2; exit $0";
-    let ran = run(&["-k", "--json", "--timeout", "0.5", "sh", "-c", script, ":::", "0", "3"]);
+    let ran = run(&["-k", "--json", "--timeout", "20", "sh", "-c", script, ":::", "0", "3"]);
     let lines: Vec<serde_json::Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((ran.code(), lines.len(), &*ran.stderr), (1, 2, ""));
     let second = &lines[1];
@@ -151,7 +151,7 @@ fn json_tells_everything_on_one_line() {
     assert!(second["usage"]["max_rss_bytes"].as_u64().unwrap() > 0 && second["runtime"].as_f64().unwrap() > 0.0);
 
     let script = r#"case $0 in kill) kill -9 $$;; late) exec sleep 60;; esac"#;
-    let ran = run(&["-k", "--json", "--timeout", "0.3", "sh", "-c", script, ":::", "kill", "late"]);
+    let ran = run(&["-k", "--json", "--timeout", "1", "sh", "-c", script, ":::", "kill", "late"]);
     let lines: Vec<serde_json::Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(
         (&lines[0]["reason"], &lines[0]["signal"], &lines[0]["exit"]),
@@ -200,9 +200,12 @@ fn it_ends_early_if_asked() {
     assert_eq!(ran.code(), 7);
     assert!(ran.stderr.contains("job 2: sh -c") && ran.stderr.contains("exit status 7: stopping"), "{}", ran.stderr);
     none_sleeps(&marker);
-    // Soon: what runs may end.
-    let script = "sleep 0.$0; echo $0; exit $0";
-    let ran = run(&["-j2", "--halt", "soon,fail=1", "sh", "-c", script, ":::", "3", "1", "2", "4"]);
+    // Soon: what runs may end. The first ends when the second is known to have failed.
+    let dir = Dir::new("halt");
+    let log = dir.path("log");
+    let script = r#"[ $0 != 3 ] || until grep -q ^2 "$1"; do sleep 0.01; done; echo $0; exit $0"#;
+    let arguments = ["-j2", "--halt", "soon,fail=1", "--joblog", &log, "sh", "-c", script, "{}", &log];
+    let ran = run(&[&arguments[..], &[":::", "3", "1", "2", "4"]].concat());
     assert_eq!((ran.code(), &*ran.stdout), (1, "1\n3\n"));
     let ran = run(&["-j1", "--halt", "now,success=2", "sh", "-c", "echo $0; exit $0", ":::", "0", "5", "0", "0"]);
     assert_eq!((ran.code(), &*ran.stdout), (0, "0\n5\n0\n"));
@@ -213,9 +216,9 @@ fn it_ends_early_if_asked() {
 
 #[test]
 fn a_summary_if_asked() {
-    let ran = run(&["-k", "--summary", "--timeout", "0.3", "sh", "-c", "exit $(sleep $0)", ":::", "0", "60"]);
+    let ran = run(&["-k", "--summary", "--timeout", "1", "sh", "-c", "exit $(sleep $0)", ":::", "0", "60"]);
     assert!(ran.stderr.contains("pidloop: 1 succeeded, 1 failed (1 timed out) in "), "{}", ran.stderr);
-    assert!(ran.stderr.contains("\n  job 2: sh -c 'exit $(sleep $0)' 60: timed out after 0."), "{}", ran.stderr);
+    assert!(ran.stderr.contains("\n  job 2: sh -c 'exit $(sleep $0)' 60: timed out after 1."), "{}", ran.stderr);
 }
 
 #[test]

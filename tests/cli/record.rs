@@ -33,7 +33,7 @@ fn each_ended_job_has_a_line() {
     let dir = Dir::new("lines");
     let log = dir.path("log");
     let script = "case $0 in kill) kill -9 $$;; late) exec sleep 60;; *) printf 12345; exit $0;; esac";
-    run(&["-j1", "--timeout", "0.3", "--joblog", &log, "sh", "-c", script, ":::", "0", "3", "kill", "late"]);
+    run(&["-j1", "--timeout", "1", "--joblog", &log, "sh", "-c", script, ":::", "0", "3", "kill", "late"]);
     run(&["--joblog", &dir.path("other"), "no-such-program", ":::", "a\nb"]);
     let text = dir.read("log");
     let records = records(&text);

@@ -14,15 +14,15 @@ const STUBBORN: &str = r#"trap "" TERM; echo ready; sleep "$0"; sleep "$0""#;
 #[test]
 fn a_job_that_takes_too_long_is_stopped_with_its_children() {
     let marker = marker();
-    let ran = run(&["--timeout", "0.3", "sh", "-c", WITH_CHILD, ":::", &marker]);
+    let ran = run(&["--timeout", "1", "sh", "-c", WITH_CHILD, ":::", &marker]);
     assert_eq!((ran.code(), &*ran.stdout), (1, "ready\n"));
-    assert!(ran.stderr.contains("job 1: sh -c") && ran.stderr.contains("timed out after 0."), "{}", ran.stderr);
+    assert!(ran.stderr.contains("job 1: sh -c") && ran.stderr.contains("timed out after 1."), "{}", ran.stderr);
     none_sleeps(&marker);
 }
 
 #[test]
 fn a_timeout_is_each_jobs_own() {
-    let ran = run(&["-k", "-j2", "--timeout", "5", "sh", "-c", "sleep $0; echo $0", ":::", "0.1", "0.2", "0.1"]);
+    let ran = run(&["-k", "-j2", "--timeout", "20", "sh", "-c", "sleep $0; echo $0", ":::", "0.1", "0.2", "0.1"]);
     assert_eq!((ran.code(), &*ran.stdout), (0, "0.1\n0.2\n0.1\n"));
 }
 
@@ -102,6 +102,6 @@ fn a_list_with_failures_timeouts_and_a_ctrl_c_leaves_nothing() {
 
 #[test]
 fn what_was_started_before_the_end_of_input_is_awaited() {
-    let ran = run_with(b"0.2\n0.1", &["-j0", "sh", "-c", "sleep $0; echo $0"]);
-    assert_eq!(ran.stdout, "0.1\n0.2\n");
+    let ran = run_with(b"0.2\n0.1", &["-k", "-j0", "sh", "-c", "sleep $0; echo $0"]);
+    assert_eq!(ran.stdout, "0.2\n0.1\n");
 }
