@@ -76,8 +76,8 @@ pub(crate) struct Life {
     pub(crate) owner: Owner,
     /// Its place in the tables, until it leaves them.
     token: Option<Token>,
-    /// Shared with whoever sleeps in `waitid` on it; closed when the child is reaped and nobody does any more.
-    pidfd: Option<Arc<OwnedFd>>,
+    /// Closed when the child is reaped; in `others` from when somebody sleeps in `waitid` on it.
+    pidfd: Option<OwnedFd>,
     /// Why it is stopped: what will be, and what has been sent.
     pending: Option<Box<Cause>>,
     cause: Option<Box<Cause>>,
@@ -104,6 +104,8 @@ pub(crate) struct Life {
 /// Other people's futures and code. Most children that merely live have neither, and each of them pays for every field of its [`Life`].
 #[derive(Debug, Default)]
 struct Others {
+    /// The pidfd, shared with who sleeps on it without the lock: closed when the child is reaped and nobody does any more.
+    lent: Option<Arc<OwnedFd>>,
     /// Whom to wake, each by the key of its future.
     wakers: Vec<(WakeKey, Waker)>,
     next_key: u64,
@@ -317,11 +319,10 @@ impl Cell {
     /// meanwhile, ends it and says why.
     pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, watched: bool) -> Result<()> {
         self.pid.store(pid, Ordering::Relaxed);
-        let pidfd = Arc::new(pidfd);
         let accepted = self.with(|life| {
-            life.pidfd = Some(pidfd.clone());
+            life.pidfd = Some(pidfd);
             if life.scope == Scope::Group {
-                process::probe_group_flag(pidfd.as_fd());
+                process::probe_group_flag(life.pidfd());
             }
             if let Some(cause) = life.pending.take() {
                 return Err(Error::stopped(*cause));
@@ -337,19 +338,21 @@ impl Cell {
             self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))
         });
         // No child outlives an error (promise 8).
-        accepted.inspect_err(|_| self.put_down(&pidfd))
+        accepted.inspect_err(|_| self.put_down())
     }
 
     /// Ends a child that nobody is told of. It is awaited without the lock: a loop that looks at it would wait, too.
-    fn put_down(&self, pidfd: &OwnedFd) {
-        self.with(|life| {
+    fn put_down(&self) {
+        let pidfd = self.with(|life| {
             self.unwatch(life);
             let _ = self.send(life, Signal::SIGKILL);
             life.owner = Owner::Nobody;
             life.phase = Phase::Done;
-            life.pidfd = None;
+            life.pidfd.take()
         });
-        let _ = process::reap(pidfd.as_fd(), WaitMode::Block);
+        if let Some(pidfd) = pidfd {
+            let _ = process::reap(pidfd.as_fd(), WaitMode::Block);
+        }
     }
 
     /// The clone or the exec failed; says why it was stopped if that is the reason.
@@ -421,7 +424,7 @@ impl Cell {
     }
 
     fn unwatch(&self, life: &mut Life) {
-        if let Some(pidfd) = &life.pidfd {
+        if let Some(pidfd) = life.open_pidfd() {
             self.core.deregister(pidfd.as_fd());
         }
         let Some(extra) = &life.extra else { return };
@@ -639,20 +642,20 @@ impl Cell {
 
     /// Reaps a child that the caller owns, if it is dead.
     fn try_reap(self: &Arc<Cell>, life: &mut Life) {
-        let Some(pidfd) = life.pidfd.clone() else {
+        if life.open_pidfd().is_none() {
             return;
-        };
+        }
         // Deregistered before it is reaped: reaping raises one more edge, which an outer loop would hear.
         if !life.traced {
-            self.core.deregister(pidfd.as_fd());
+            self.core.deregister(life.pidfd());
         }
         if life.leaves_group_behind() {
             // While its leader is a zombie the group's number is nobody else's.
             let _ = self.send(life, Signal::SIGKILL);
         }
         let keep = life.keeps_zombie();
-        match process::reap(pidfd.as_fd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
-            Ok(Reaped::NotYet) => self.not_yet(life, &pidfd),
+        match process::reap(life.pidfd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
+            Ok(Reaped::NotYet) => self.not_yet(life),
             Ok(reaped) => self.ended(life, reaped, keep),
             Err(error) => {
                 life.others().after.push(After::Say(Level::Error, format!("waitid: {error}")));
@@ -662,11 +665,11 @@ impl Cell {
     }
 
     /// Readable but not waitable: a tracer has it. The registration stays from now on, and the next edge tells.
-    fn not_yet(&self, life: &mut Life, pidfd: &OwnedFd) {
+    fn not_yet(&self, life: &mut Life) {
         if life.traced {
             return;
         }
-        match life.token.map(|token| self.core.register_readable(pidfd.as_fd(), token)) {
+        match life.token.map(|token| self.core.register_readable(life.pidfd(), token)) {
             Some(Ok(())) => life.traced = true,
             _ => self.retry(life),
         }
@@ -863,7 +866,7 @@ impl Cell {
     }
 
     fn send(&self, life: &Life, signal: Signal) -> std::io::Result<()> {
-        let Some(pidfd) = &life.pidfd else {
+        let Some(pidfd) = life.open_pidfd() else {
             return Ok(());
         };
         process::send(pidfd.as_fd(), self.pid(), life.scope, signal)
@@ -944,6 +947,9 @@ impl Cell {
 
     fn release_pidfd(&self, life: &mut Life) {
         life.pidfd = None;
+        if let Some(others) = &mut life.others {
+            others.lent = None;
+        }
     }
 
     fn drain(self: &Arc<Cell>, life: &mut Life, stopped: bool) {
@@ -1147,8 +1153,8 @@ impl Cell {
     /// The caller owns the child, which is not in the epoll set: wait, reap, publish; or give it back when the time is over.
     pub(crate) fn wait_as_owner(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
         let (pidfd, grouped) = {
-            let life = self.lock();
-            (life.pidfd.clone().expect("a child that is not reaped has its pidfd"), life.scope == Scope::Group)
+            let mut life = self.lock();
+            (life.lend_pidfd(), life.scope == Scope::Group)
         };
         let outcome = match until {
             // A group's leader is looked at first: what becomes of the group is decided before it is reaped.
@@ -1163,9 +1169,9 @@ impl Cell {
             life.traced = false;
             match outcome {
                 Ok(Some(reaped)) => self.ended(life, reaped, false),
-                Ok(None) => self.reap_or_return(life, &pidfd),
+                Ok(None) => self.reap_or_return(life),
                 Err(error) => {
-                    self.return_to_loop(life, &pidfd);
+                    self.return_to_loop(life);
                     return Err(self.error(ErrorKind::Io).saying("waitid").because(error));
                 }
             }
@@ -1173,20 +1179,20 @@ impl Cell {
         })
     }
 
-    fn reap_or_return(self: &Arc<Cell>, life: &mut Life, pidfd: &OwnedFd) {
-        if process::has_exited(pidfd.as_fd()) {
+    fn reap_or_return(self: &Arc<Cell>, life: &mut Life) {
+        if life.has_exited() {
             life.owner = Owner::Reactor;
             self.try_reap(life);
         } else {
-            self.return_to_loop(life, pidfd);
+            self.return_to_loop(life);
         }
     }
 
     /// Adding a descriptor that is readable already reports at once: nothing is missed.
-    fn return_to_loop(&self, life: &mut Life, pidfd: &OwnedFd) {
+    fn return_to_loop(&self, life: &mut Life) {
         life.owner = Owner::Reactor;
         let Some(token) = life.token else { return };
-        if self.core.register_readable(pidfd.as_fd(), token).is_err() {
+        if self.core.register_readable(life.pidfd(), token).is_err() {
             self.retry(life);
         }
     }
@@ -1294,7 +1300,8 @@ impl Cell {
     /// A duplicate of the pidfd.
     pub(crate) fn pidfd(&self) -> Result<OwnedFd> {
         self.core.check_ours()?;
-        let Some(pidfd) = self.lock().pidfd.clone() else {
+        let life = self.lock();
+        let Some(pidfd) = life.open_pidfd() else {
             return Err(self.error(ErrorKind::NoSuchChild).saying("it has been reaped"));
         };
         pidfd.try_clone().map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))
@@ -1384,13 +1391,25 @@ impl Life {
         }
     }
 
+    /// Until it is closed.
+    fn open_pidfd(&self) -> Option<&OwnedFd> {
+        self.pidfd.as_ref().or_else(|| self.others.as_ref()?.lent.as_deref())
+    }
+
+    /// For who owns the child and will sleep on it without the lock.
+    fn lend_pidfd(&mut self) -> Arc<OwnedFd> {
+        let own = self.pidfd.take();
+        let lent = &mut self.others().lent;
+        lent.get_or_insert_with(|| Arc::new(own.expect("a child that is not reaped has its pidfd"))).clone()
+    }
+
     /// Only where the child is known not to be reaped, or to be stopped as a group.
     fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_ref().expect("held until the child is reaped and its stop is over").as_fd()
+        self.open_pidfd().expect("held until the child is reaped and its stop is over").as_fd()
     }
 
     fn has_exited(&self) -> bool {
-        self.pidfd.as_ref().is_none_or(|fd| process::has_exited(fd.as_fd()))
+        self.open_pidfd().is_none_or(|fd| process::has_exited(fd.as_fd()))
     }
 
     fn has_streams(&self) -> bool {
@@ -1411,7 +1430,7 @@ impl Life {
 
     /// A stop of a group that has sent something goes on without its leader.
     fn is_stopping_group(&self) -> bool {
-        self.scope == Scope::Group && (self.sent.kill || self.sent.other) && self.pidfd.is_some()
+        self.scope == Scope::Group && (self.sent.kill || self.sent.other) && self.open_pidfd().is_some()
     }
 
     fn leaves_group_behind(&self) -> bool {
