@@ -732,3 +732,50 @@ fn contexts_are_built_cancelled_and_dropped_from_many_threads() {
         assert_eq!(children_of_ours(), []);
     });
 }
+
+#[test]
+fn children_start_while_their_contexts_end_in_every_way() {
+    in_own_process("children_start_while_their_contexts_end_in_every_way", || {
+        Command::new("true").context(&Context::new()).run().unwrap();
+        let before = open_descriptors();
+        let root = Context::new();
+        thread::scope(|scope| {
+            for i in 0..6 {
+                let root = &root;
+                scope.spawn(move || {
+                    for round in 0..60 {
+                        let above = root.child_context();
+                        let below = above.child_context().child_context();
+                        let (call, called, calls) = counter();
+                        below.after_cancel(call);
+                        let ender = scope.spawn(move || match (round + i) % 5 {
+                            0 => above.cancel_with("ended"),
+                            1 => drop(above.drop_guard()),
+                            2 => drop(rustix::io::write(above.cancel_fd().unwrap(), &1u64.to_ne_bytes())),
+                            3 => block_on(above.with_timeout(Duration::from_micros(500)).cancelled()),
+                            _ => drop(above),
+                        });
+                        let mut command = Command::new("sleep");
+                        let ends = (round + i) % 5 < 3;
+                        command.arg(if ends { "60" } else { "0.005" }).context(&below);
+                        match command.spawn() {
+                            Ok(child) => {
+                                let exit = child.wait_timeout(SOON).unwrap().expect("in time");
+                                assert_eq!(exit.cause().is_some(), ends, "{exit:?}");
+                            }
+                            Err(error) => assert!(ends && error.kind() == ErrorKind::Cancelled, "{error}"),
+                        }
+                        ender.join().unwrap();
+                        if ends {
+                            called.recv_timeout(SOON).unwrap();
+                        }
+                        assert_eq!(calls.load(Ordering::SeqCst), usize::from(ends));
+                    }
+                });
+            }
+        });
+        assert!(!root.is_cancelled());
+        drop(root);
+        eventually("all are closed", || open_descriptors() == before && children_of_ours().is_empty());
+    });
+}
