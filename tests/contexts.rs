@@ -428,24 +428,47 @@ fn a_signal_handler_cancels_through_the_descriptor() {
     });
 }
 
+/// Nobody else looks at the context meanwhile: a look would find what was written, and tell all.
+fn noticed_late(what: &str, waits: impl Fn(&Context) -> Box<dyn FnOnce()>) {
+    for depth in [0, 1, 3] {
+        for deadline in [false, true] {
+            let root = if deadline { Context::new().with_timeout(SOON * 10) } else { Context::new() };
+            let ctx = (0..depth).fold(root.clone(), |ctx, _| ctx.child_context());
+            let is_told = waits(&ctx);
+            rustix::io::write(root.cancel_fd().unwrap(), &1u64.to_ne_bytes()).unwrap();
+            is_told();
+            assert_eq!(ctx.cause(), Some(Cause::Cancelled), "{what}, {depth} below");
+        }
+    }
+}
+
 #[test]
 fn a_descriptor_that_is_asked_for_late_is_noticed_by_all_below() {
-    let write = |ctx: &Context| rustix::io::write(ctx.cancel_fd().unwrap(), &1u64.to_ne_bytes()).unwrap();
-    for depth in [0, 1, 3] {
-        let root = Context::new();
-        let ctx = (0..depth).fold(root.clone(), |ctx, _| ctx.child_context());
+    struct Tells(mpsc::Sender<()>);
+    impl Wake for Tells {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.send(());
+        }
+    }
+    noticed_late("a closure", |ctx| {
         let (call, called, _) = counter();
         ctx.after_cancel(call);
-        let child = Command::new("sleep").arg("60").context(&ctx).spawn().unwrap();
-        let waiter = thread::spawn({
-            let ctx = ctx.clone();
-            move || block_on(ctx.cancelled())
-        });
-        write(&root);
-        called.recv_timeout(SOON).unwrap();
-        assert!(child.wait_timeout(SOON).unwrap().is_some(), "depth {depth}");
-        waiter.join().unwrap();
-    }
+        Box::new(move || called.recv_timeout(SOON).unwrap())
+    });
+    noticed_late("a child", |ctx| {
+        let child = Command::new("sleep").arg("60").context(ctx).spawn().unwrap();
+        Box::new(move || assert!(child.wait_timeout(SOON).unwrap().is_some()))
+    });
+    noticed_late("a future", |ctx| {
+        let (tells, told) = mpsc::channel();
+        let waker = Waker::from(Arc::new(Tells(tells)));
+        let mut future = ctx.cancelled();
+        assert!(Pin::new(&mut future).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        Box::new(move || {
+            told.recv_timeout(SOON).unwrap();
+            assert!(Pin::new(&mut future).poll(&mut std::task::Context::from_waker(&waker)).is_ready());
+        })
+    });
 }
 
 // ── waiting ──
