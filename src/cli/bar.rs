@@ -65,7 +65,6 @@ impl Bar {
     }
 }
 
-/// Short lines: what a terminal echoes behind one (`^C`) must not begin another, which would not be cleared.
 fn style(has_total: bool, has_ended: bool) -> ProgressStyle {
     let template = match (has_total, has_ended) {
         (true, true) => "{elapsed} {bar:30} {pos}/{len} {msg} ({eta} left)",

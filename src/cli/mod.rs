@@ -24,6 +24,7 @@ mod voice;
 mod wake;
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -54,7 +55,8 @@ pub(crate) fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match prepare(options) {
-        Ok(run) => ExitCode::from(run.run()),
+        // A panic's own exit status is that of more than 100 failed jobs.
+        Ok(run) => ExitCode::from(catch_unwind(AssertUnwindSafe(|| run.run())).unwrap_or(FAILED)),
         Err(why) => {
             complain(&why);
             ExitCode::from(FAILED)
