@@ -31,6 +31,33 @@ fn ask(bench: &mut Bench) {
     let job = format!("latency kind=exec n={n} child={tiny} args=f,{stamp} file={stamp}");
     bench.measure(case("exec", &names(&["pidloop"]), job));
 
+    calls(bench, n, &tiny);
+}
+
+/// Small, and in a parent that would be long in copying.
+fn calls(bench: &mut Bench, n: u64, tiny: &str) {
     let job = format!("latency kind=call n={n} child={tiny}");
-    bench.measure(case("call", &names(&["pidloop"]), job));
+    let all: Vec<&str> = ["floor", "pidloop", "pidloop-async"].into_iter().chain(PEERS).collect();
+    let entrants = all.iter().map(|name| Entrant::new(name, &*job));
+    let figures = bench.measure(Case::new("call/small", Unit::Micros("p50"), "pidloop-async").with(entrants));
+    let goals = |bench: &mut Bench, figures: &support::Figures, what: &str| {
+        let p99 = figures.of("pidloop-async", "p99").map(|spread| spread.scaled(1e-3));
+        bench.goal(
+            "P15",
+            format!("spawn_async keeps its caller, us, p50, {what}"),
+            AtMost(10.0),
+            figures.spread("pidloop-async"),
+        );
+        bench.goal("P15", format!("spawn_async keeps its caller, us, p99, {what}"), AtMost(50.0), p99);
+    };
+    goals(bench, &figures, "small");
+    bench.release();
+
+    let bytes: u64 = bench.pick(1 << 30, 1 << 28);
+    let job = format!("latency kind=call n={} child={tiny} option=uid", bench.pick(20, 10));
+    let entrants = ["pidloop", "pidloop-async", "std", "tokio-ct", "tokio-mt", "async-process", "go"]
+        .map(|name| Entrant::new(name, &*job).after("large", format!("touch bytes={bytes}")).called(name));
+    let name = format!("call/uid/{}M", bytes >> 20);
+    let figures = bench.measure(Case::new(name, Unit::Micros("p50"), "pidloop-async").with(entrants));
+    goals(bench, &figures, "in a large parent, with uid");
 }

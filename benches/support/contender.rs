@@ -38,7 +38,7 @@ enum Way {
     Status,
     /// `spawn` and `wait`.
     Wait,
-    /// `spawn` and `wait_async`.
+    /// `spawn_async` and `wait_async`.
     Async,
 }
 
@@ -132,7 +132,28 @@ impl Contender for Pidloop {
     }
 
     fn start(&self, how: &How) -> io::Result<Child> {
-        Ok(command(how)?.spawn()?)
+        match self.way {
+            Way::Async => Ok(block_on(command(how)?.spawn_async())?),
+            _ => Ok(command(how)?.spawn()?),
+        }
+    }
+
+    /// A future keeps its caller while it is polled, not while it is pending.
+    fn start_timed(&self, how: &How) -> io::Result<(Child, u64)> {
+        let begin = Instant::now();
+        if self.way != Way::Async {
+            let child = self.start(how)?;
+            return Ok((child, nanos(begin.elapsed())));
+        }
+        let mut spawn = pin!(command(how)?.spawn_async());
+        let mut kept = begin.elapsed();
+        let child = block_on(std::future::poll_fn(|cx| {
+            let begin = Instant::now();
+            let polled = spawn.as_mut().poll(cx);
+            kept += begin.elapsed();
+            polled
+        }))?;
+        Ok((child, nanos(kept)))
     }
 
     fn wait(&self, child: &mut Child) -> io::Result<()> {

@@ -14,6 +14,11 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// In another unit.
+    pub fn scaled(self, by: f64) -> Spread {
+        Spread { median: self.median * by, low: self.low * by, high: self.high * by, ..self }
+    }
+
     pub fn of(mut samples: Vec<f64>) -> Option<Spread> {
         samples.sort_by(f64::total_cmp);
         let at = |q: f64| {

@@ -64,6 +64,13 @@ pub trait Contender: Sync {
 
     fn start(&self, how: &How) -> io::Result<Self::Child>;
 
+    /// As [`Contender::start`], with the time for which it kept its caller, in nanoseconds.
+    fn start_timed(&self, how: &How) -> io::Result<(Self::Child, u64)> {
+        let begin = Instant::now();
+        let child = self.start(how)?;
+        Ok((child, nanos(begin.elapsed())))
+    }
+
     fn wait(&self, child: &mut Self::Child) -> io::Result<()>;
 
     fn kill(&self, child: &mut Self::Child) -> io::Result<()>;
@@ -263,8 +270,7 @@ fn answer_latency<C: Contender>(contender: &C, job: &Job) -> io::Result<String> 
     let (kind, file) = (job.text("kind"), job.text("file"));
     let one = || -> io::Result<u64> {
         let mut begin = now();
-        let mut child = contender.start(&how)?;
-        let started = now();
+        let (mut child, kept) = contender.start_timed(&how)?;
         if kind == "cancel" {
             // It is asleep by now, and so is whoever watches it.
             thread::sleep(Duration::from_micros(300));
@@ -276,7 +282,7 @@ fn answer_latency<C: Contender>(contender: &C, job: &Job) -> io::Result<String> 
         Ok(match kind {
             "exit" => end.saturating_sub(stamp(file)?),
             "exec" => stamp(file)?.saturating_sub(begin),
-            "call" => started - begin,
+            "call" => kept,
             _ => end - begin,
         })
     };
