@@ -209,9 +209,9 @@ fn d120_what_a_mount_forbids_is_not_found() {
     const NAME: &str = "d120_what_a_mount_forbids_is_not_found";
     in_own_process(NAME, || {
         let dir = Scratch::new("d120");
-        if !own_mount(&dir.0) {
+        let Some(_mount) = Mount::new(&dir.0) else {
             return skip(NAME, "needs the right to mount");
-        }
+        };
         let path = dir.script("forbidden", "never", 0o755);
         let error = Command::new("forbidden").env("PATH", &dir.0).spawn().unwrap_err();
         assert_eq!((error.kind(), error.stage()), (ErrorKind::PermissionDenied, Some(Stage::Lookup)), "{error}");
@@ -226,14 +226,26 @@ fn d120_what_a_mount_forbids_is_not_found() {
 }
 
 /// A file system of this process's own that forbids execution.
-fn own_mount(at: &Path) -> bool {
-    let at = std::ffi::CString::new(at.as_os_str().as_bytes()).unwrap();
-    // SAFETY: unshare(2) and mount(2) with C strings, in a process of the test's own, which alone sees the mount.
-    unsafe {
-        let none = std::ptr::null();
-        libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) == 0
-            && libc::mount(c"tmpfs".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), libc::MS_NOEXEC, none.cast()) == 0
+struct Mount(std::ffi::CString);
+
+impl Mount {
+    fn new(at: &Path) -> Option<Mount> {
+        let at = std::ffi::CString::new(at.as_os_str().as_bytes()).unwrap();
+        // SAFETY: unshare(2) and mount(2) with C strings, in a process of the test's own, which alone sees the mount.
+        let mounted = unsafe {
+            let none = std::ptr::null();
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) == 0
+                && libc::mount(c"tmpfs".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), libc::MS_NOEXEC, none.cast()) == 0
+        };
+        mounted.then_some(Mount(at))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // SAFETY: umount2(2) of what was mounted above.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
     }
 }
 
