@@ -53,7 +53,8 @@ const STUCK: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
-/// Dropping it never blocks: children with [`Command::kill_on_drop`] get SIGKILL, all others go on under the default driver.
+/// Dropping it never blocks: children with [`Command::kill_on_drop`] get SIGKILL, all others go on under the default driver. Take its
+/// descriptor out of an outer loop before: while it has children it stays open, in the default driver's hands.
 #[derive(Debug)]
 pub struct Reactor {
     /// `None` only while it is dropped: who goes on with it is the driver's business.
@@ -126,7 +127,8 @@ impl Reactor {
         Ok(Reactor { core: turning.core().clone(), turning: Some(turning) })
     }
 
-    /// Starts a child. Returns when its program runs, or says why it does not.
+    /// Starts a child. Returns when its program runs, or says why it does not. While that takes nobody turns the loop: where a program
+    /// file may hang (a filesystem that does not answer) and a context or deadline is to end that, [`Remote::spawn`] on another thread.
     ///
     /// # Errors
     ///
