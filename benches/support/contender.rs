@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use pidloop::{Child, Command, Context, Reactor, Resource, Stdio};
+use pidloop::{Child, Command, Context, Limit, Reactor, Resource, Stdio};
 
 use super::worker::{Bytes, Contender, How, Load, Streams, Tally, in_threads, nanos, serve, unsupported};
 
@@ -77,6 +78,74 @@ fn command(how: &How) -> io::Result<Command> {
         other => return Err(unsupported(other)),
     };
     Ok(command)
+}
+
+/// Counts what it is given.
+struct Count(Arc<AtomicU64>);
+
+impl Write for Count {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        self.0.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        Ok(chunk.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A child whose stdout is read: kept whole, given to a writer, kept within a limit, or read by the caller.
+enum Reading {
+    Kept(Child),
+    Written(Child, Arc<AtomicU64>),
+    Limited(Child),
+    Piped(Child),
+}
+
+impl Reading {
+    fn start(how: &How, bytes: Bytes) -> io::Result<Reading> {
+        let mut command = command(how)?;
+        let total = Arc::new(AtomicU64::new(0));
+        Ok(match (bytes, how.way.as_str()) {
+            (Bytes::Keep, _) => Reading::Kept(command.stdout(Stdio::captured()).spawn()?),
+            (_, "limited") => {
+                let limit = Limit::head_tail(PIECE_BYTES, PIECE_BYTES);
+                Reading::Limited(command.stdout(Stdio::captured_limited(limit)).spawn()?)
+            }
+            (_, "piped") => Reading::Piped(command.stdout(Stdio::piped()).spawn()?),
+            _ => {
+                let child = command.stdout(Stdio::writer(Count(total.clone()))).spawn()?;
+                Reading::Written(child, total)
+            }
+        })
+    }
+
+    fn finish(self) -> io::Result<u64> {
+        match self {
+            Reading::Kept(child) => Ok(child.wait_with_output()?.stdout.len() as u64),
+            Reading::Written(child, total) => {
+                child.wait_with_output()?;
+                Ok(total.load(Ordering::Relaxed))
+            }
+            Reading::Limited(child) => {
+                let output = child.wait_with_output()?;
+                Ok(output.stdout.len() as u64 + output.stdout_omitted_bytes)
+            }
+            Reading::Piped(child) => {
+                let mut stdout = child.take_stdout().expect("piped");
+                let mut piece = vec![0; PIECE_BYTES];
+                let mut total = 0;
+                loop {
+                    match stdout.read(&mut piece)? {
+                        0 => break,
+                        got => total += got as u64,
+                    }
+                }
+                child.wait()?;
+                Ok(total)
+            }
+        }
+    }
 }
 
 /// Spawns up to `in_flight` children, then waits for the oldest before each next one.
@@ -178,22 +247,19 @@ impl Contender for Pidloop {
     }
 
     fn read(&self, how: &How, bytes: Bytes) -> io::Result<u64> {
-        let mut command = command(how)?;
-        if bytes == Bytes::Keep {
-            return Ok(command.stdout(Stdio::captured()).output()?.stdout.len() as u64);
+        Reading::start(how, bytes)?.finish()
+    }
+
+    /// Only what the caller reads itself takes a thread for each.
+    fn read_many(&self, children: u64, how: &How, bytes: Bytes) -> io::Result<u64> {
+        if how.way == "piped" {
+            return thread::scope(|scope| {
+                let readers: Vec<_> = (0..children).map(|_| scope.spawn(|| self.read(how, bytes))).collect();
+                readers.into_iter().map(|reader| reader.join().expect("a reader panicked")).sum()
+            });
         }
-        let child = command.stdout(Stdio::piped()).spawn()?;
-        let mut stdout = child.take_stdout().expect("piped");
-        let mut piece = vec![0; PIECE_BYTES];
-        let mut total = 0;
-        loop {
-            match stdout.read(&mut piece)? {
-                0 => break,
-                got => total += got as u64,
-            }
-        }
-        child.wait()?;
-        Ok(total)
+        let all: Vec<_> = (0..children).map(|_| Reading::start(how, bytes)).collect::<io::Result<_>>()?;
+        all.into_iter().map(Reading::finish).sum()
     }
 
     fn load(&self, load: Load, how: &How) -> io::Result<Tally> {

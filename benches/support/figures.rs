@@ -81,6 +81,12 @@ impl Figures {
         if self.ratio(other, one).is_some_and(|ratio| ratio.median < 1.0) { other } else { one }
     }
 
+    /// Which of ours has the higher figure.
+    pub fn higher<'a>(&self, ours: &[&'a str]) -> &'a str {
+        let median = |name: &&str| self.spread(name).map_or(0.0, |spread| spread.median);
+        ours.iter().copied().max_by(|a, b| median(a).total_cmp(&median(b))).unwrap_or_default()
+    }
+
     fn ratio_of(&self, over: &str, under: &str, figure: impl Fn(&Series, usize) -> Option<f64>) -> Option<Spread> {
         let (over, under) = (self.series.get(over)?, self.series.get(under)?);
         let rounds = over.figures.len().min(under.figures.len());

@@ -20,6 +20,8 @@ pub struct How {
     pub option: String,
     /// The size that a pipe is set to by the caller; 0: left alone.
     pub pipe_bytes: u64,
+    /// Which of a library's several ways to read is meant; empty for the first.
+    pub way: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +199,7 @@ impl Job {
             },
             option: self.text("option").to_owned(),
             pipe_bytes: self.number("pipe", 0),
+            way: self.text("way").to_owned(),
         }
     }
 
