@@ -53,6 +53,15 @@ pub(crate) fn wait_readable(pidfd: BorrowedFd<'_>, timeout: Option<Timespec>) ->
     matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0)
 }
 
+/// Whether a child that is not reaped has executed its program, by the kernel's flag of one that has not. Where that cannot be seen: no.
+/// proc(5).
+pub(crate) fn has_begun(pid: u32) -> bool {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
+}
+
 /// Sends `signal`. A process or group that is gone already is not an error: the signal came too late.
 ///
 /// Once the leader is reaped its pid is no longer ours: then only the group flag of the pidfd may reach the group, and

@@ -9,13 +9,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
     SOON, cgroup2, children_of_ours, eventually, in_own_process, is_stopped, open_descriptors, sh, skip, spawn_ready,
     state,
 };
-use pidloop::{Cancel, Command, Context, ErrorKind, Limit, Reactor, Signal, Stage, Stdio};
+use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Limit, Reactor, Signal, Stage, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -307,6 +308,51 @@ fn a_hanging_spawn_with_a_parent_death_signal_holds_up_no_other_one() {
         assert_eq!(hanging.join().unwrap(), ErrorKind::Cancelled);
     });
     std::fs::remove_file(&program).unwrap();
+}
+
+/// Ends the noise, also for a test that fails.
+struct Quiet<'a>(&'a AtomicBool);
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// On a busy machine the program may run before its creator does: what has begun is not said to have been refused (promise 3).
+#[test]
+fn an_error_of_spawn_says_that_nothing_has_begun() {
+    let path = std::env::temp_dir().join(format!("pidloop-begun-{}", std::process::id()));
+    let busy = AtomicBool::new(true);
+    let mut begun = 0;
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while busy.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let _quiet = Quiet(&busy);
+        for micros in (0..common::rounds(40) as u64).map(|i| 200 + i * 200 % 8000) {
+            let mut command = sh(": > \"$0\"; exec sleep 60");
+            let spawned = command.arg(&path).timeout(Duration::from_micros(micros)).spawn();
+            match spawned {
+                Ok(child) => {
+                    let exit = child.wait().unwrap();
+                    assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGKILL), Some(&Cause::DeadlineExceeded)));
+                    begun += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+                    assert!(!path.exists(), "after {micros} us: {error}");
+                }
+            }
+            let _ = std::fs::remove_file(&path);
+        }
+    });
+    assert!(begun > 0);
+    assert_eq!(children_of_ours(), []);
 }
 
 /// `fanotify_init(2)`, `fanotify_mark(2)`.

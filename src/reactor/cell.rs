@@ -315,8 +315,8 @@ impl Cell {
 
     // ── birth ──
 
-    /// The exec succeeded: hands the child to the loop (`watched`) or to its creator, who waits for it; or, if it was stopped
-    /// meanwhile, ends it and says why.
+    /// The exec succeeded, or a signal came before it: hands the child to the loop (`watched`) or to its creator, who waits for it; or, if it
+    /// was stopped before its program began, ends it and says why. Had that begun, the exit will tell (promise 3).
     pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, watched: bool) -> Result<()> {
         self.pid.store(pid, Ordering::Relaxed);
         let accepted = self.with(|life| {
@@ -324,7 +324,7 @@ impl Cell {
             if life.scope == Scope::Group {
                 process::probe_group_flag(life.pidfd());
             }
-            if let Some(cause) = life.pending.take() {
+            if let Some(cause) = life.pending.take_if(|_| !watched || !process::has_begun(pid)) {
                 return Err(Error::stopped(*cause));
             }
             if life.died {
@@ -335,7 +335,14 @@ impl Cell {
                 return Ok(());
             }
             life.owner = Owner::Reactor;
-            self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))
+            self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))?;
+            if life.pending.is_some() {
+                if life.sent.kill {
+                    life.record_cause();
+                }
+                self.feed(life, Event::Stop);
+            }
+            Ok(())
         });
         // No child outlives an error (promise 8).
         accepted.inspect_err(|_| self.put_down())
@@ -467,7 +474,7 @@ impl Cell {
     ///
     /// Not there yet, or not installed yet (EBADF): the timer comes back until the creator is no longer the owner.
     fn stop_unborn(&self, life: &mut Life) {
-        self.published.kill();
+        life.sent.kill |= self.published.kill();
         self.retry(life);
     }
 

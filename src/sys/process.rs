@@ -162,12 +162,10 @@ impl Published {
         Published { raw: AtomicI32::new(-1), child: AtomicI32::new(0), closing: Mutex::new(()) }
     }
 
-    /// SIGKILL, if there is a child. Not there yet: nothing; the caller comes again.
-    pub(crate) fn kill(&self) {
+    /// SIGKILL, if there is a child; says whether it was sent. Not there yet: nothing; the caller comes again.
+    pub(crate) fn kill(&self) -> bool {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.child.load(Ordering::Acquire) != 0 {
-            let _ = signal_unborn(self.number(), libc::SIGKILL);
-        }
+        self.child.load(Ordering::Acquire) != 0 && signal_unborn(self.number(), libc::SIGKILL).is_ok()
     }
 
     /// Takes the number back, then does what ends its validity.
@@ -299,7 +297,7 @@ mod tests {
         let pidfd = pidfd_open(Pid::from_child(&stranger), PidfdFlags::empty()).unwrap();
         let published = Published::new();
         published.raw.store(pidfd.as_raw_fd(), Ordering::Release);
-        published.kill();
+        assert!(!published.kill());
         signal_process(pidfd.as_fd(), libc::SIGTERM).unwrap();
         assert_eq!(stranger.wait().unwrap().signal(), Some(libc::SIGTERM));
 
@@ -307,7 +305,7 @@ mod tests {
         let pidfd = pidfd_open(Pid::from_child(&ours), PidfdFlags::empty()).unwrap();
         published.raw.store(pidfd.as_raw_fd(), Ordering::Release);
         published.child.store(1, Ordering::Release);
-        published.kill();
+        assert!(published.kill());
         assert_eq!(ours.wait().unwrap().signal(), Some(libc::SIGKILL));
         published.withdraw(|| ());
         assert_eq!(published.child.load(Ordering::Acquire), 0);
