@@ -226,20 +226,22 @@ fn names_in_the_promises_table_exist() {
     }
 }
 
-/// The files of `src` as the maps draw them, each under the folder that its first line names; two spaces deep, four within a folder.
+/// The files of `src` as the maps draw them, each under the folder that its first line names; two spaces deeper in each folder.
 fn files_on_the_map() -> HashSet<String> {
     let map = read("docs/ARCHITECTURE.md");
     let (_, blocks) = split(&map);
     let mut found = HashSet::new();
     for (_, drawn) in blocks {
         let Some(base) = drawn.lines().next().and_then(|line| line.strip_prefix("src/")) else { continue };
-        let mut folder = String::new();
+        let mut folders: Vec<&str> = Vec::new();
         for line in drawn.lines().skip(1).take_while(|line| line.is_empty() || line.starts_with("  ")) {
+            let depth = (line.len() - line.trim_start().len()) / 2;
             for name in line.split_whitespace().take_while(|word| word.ends_with(".rs") || word.ends_with('/')) {
-                match (line.starts_with("    "), name.ends_with('/')) {
-                    (false, true) => folder = name.to_owned(),
-                    (false, false) => drop(found.insert(format!("{base}{name}"))),
-                    (true, _) => drop(found.insert(format!("{base}{folder}{name}"))),
+                folders.truncate(depth - 1);
+                if name.ends_with('/') {
+                    folders.push(name);
+                } else {
+                    found.insert(format!("{base}{}{name}", folders.concat()));
                 }
             }
         }

@@ -1,0 +1,146 @@
+//! From the clone to the first registration, and to a later one when a loop takes over. Knows epoll by the core's words.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{After, CALL_GRACE, Call, Cell, Life, Owner};
+use crate::cause::Cause;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::{Event, Phase};
+use crate::process::{self, Scope, WaitMode};
+use crate::reactor::stop::Delay;
+use crate::signal::Signal;
+use crate::tell::Level;
+use crate::timer::Clock;
+use crate::token::{Kind, Token};
+
+impl Cell {
+    /// The exec succeeded, or a signal came before it: hands the child to the loop (`watched`) or to its creator, who waits for it; or, if it
+    /// was stopped before its program began, ends it and says why. Had that begun, the exit will tell (promise 3).
+    pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, watched: bool) -> Result<()> {
+        self.pid.store(pid, Ordering::Relaxed);
+        let accepted = self.with(|life| {
+            life.pidfd = Some(pidfd);
+            if life.scope == Scope::Group {
+                process::probe_group_flag(life.pidfd());
+            }
+            if let Some(cause) = life.pending.take_if(|_| !watched || !process::has_begun(pid)) {
+                return Err(Error::stopped(*cause));
+            }
+            if life.died {
+                return Err(Error::new(ErrorKind::ReactorDied));
+            }
+            if !watched {
+                life.owner = Owner::Waiter;
+                return Ok(());
+            }
+            life.owner = Owner::Reactor;
+            self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))?;
+            if life.pending.is_some() {
+                if life.sent.kill {
+                    life.record_cause();
+                }
+                self.feed(life, Event::Stop);
+            }
+            Ok(())
+        });
+        // No child outlives an error (promise 8).
+        accepted.inspect_err(|_| self.put_down())
+    }
+
+    /// Ends a child that nobody is told of. It is awaited without the lock: a loop that looks at it would wait, too.
+    pub(super) fn put_down(&self) {
+        let pidfd = self.with(|life| {
+            self.unwatch(life);
+            let _ = self.send(life, Signal::SIGKILL);
+            life.owner = Owner::Nobody;
+            life.phase = Phase::Done;
+            life.pidfd.take()
+        });
+        if let Some(pidfd) = pidfd {
+            let _ = process::reap(pidfd.as_fd(), WaitMode::Block);
+        }
+    }
+
+    /// The clone or the exec failed; says why it was stopped if that is the reason.
+    pub(crate) fn unborn(&self) -> Option<Cause> {
+        self.with(|life| {
+            life.owner = Owner::Nobody;
+            life.phase = Phase::Done;
+            life.pending.take().map(|cause| *cause)
+        })
+    }
+
+    /// Enters the pidfd and our ends of the pipes in the epoll set.
+    pub(super) fn watch(&self, life: &mut Life) -> Result<()> {
+        let Some(token) = life.token else {
+            return Ok(());
+        };
+        self.core.register_readable(life.pidfd(), token)?;
+        self.watch_streams(life, token)
+    }
+
+    pub(super) fn watch_streams(&self, life: &Life, token: Token) -> Result<()> {
+        let Some(extra) = &life.extra else {
+            return Ok(());
+        };
+        if let Some(feed) = &extra.feed {
+            self.core.register_writable(feed.fd.as_fd(), token.of_kind(Kind::Stdin))?;
+        }
+        for (capture, kind) in extra.captures.iter().zip([Kind::Stdout, Kind::Stderr]) {
+            if let Some(capture) = capture {
+                self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For a loop that takes over from one that died.
+    pub(crate) fn register_again(self: &Arc<Cell>) {
+        self.with(|life| {
+            if life.owner == Owner::Creator {
+                if life.pending.is_some() {
+                    self.retry(life);
+                }
+                return;
+            }
+            self.arm_again(life);
+            self.unwatch(life);
+            let Some(token) = life.token else { return };
+            let result = if life.owner == Owner::Reactor { self.watch(life) } else { self.watch_streams(life, token) };
+            if let Err(error) = result {
+                life.others().after.push(After::Say(Level::Error, error.to_string()));
+            }
+        });
+    }
+
+    /// What the former loop had taken and not dealt with comes again; the time of the rest is the same as before.
+    pub(super) fn arm_again(&self, life: &Life) {
+        let (Some(token), Some(extra)) = (life.token, &life.extra) else {
+            return;
+        };
+        if let Some(at) = extra.ladder.due {
+            self.core.arm(at, (token, Clock::Step));
+        }
+        if let Delay::At(at) = extra.delay {
+            self.core.arm(at, (token, Clock::Delay));
+        }
+        if let (Call::Running, Some(death)) = (life.call, &life.ended) {
+            self.core.arm(death.exited_at + CALL_GRACE, (token, Clock::Call));
+        }
+    }
+
+    pub(super) fn unwatch(&self, life: &mut Life) {
+        if let Some(pidfd) = life.open_pidfd() {
+            self.core.deregister(pidfd.as_fd());
+        }
+        let Some(extra) = &life.extra else { return };
+        if let Some(feed) = &extra.feed {
+            self.core.deregister(feed.fd.as_fd());
+        }
+        for capture in extra.captures.iter().flatten() {
+            self.core.deregister(capture.as_fd());
+        }
+    }
+}

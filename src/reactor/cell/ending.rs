@@ -1,0 +1,156 @@
+//! The death: seen, reaped, published; and the place given back. The one reaper at a time is whoever the cell calls its owner.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{After, CALL_GRACE, Call, Cell, Death, Extra, Life, Owner};
+use crate::exit::{Ending, Exit, HeldOpen};
+use crate::lifecycle::Event;
+use crate::process::{self, Reaped, WaitMode};
+use crate::reactor::stop::Delay;
+use crate::signal::Signal;
+use crate::tell::Level;
+use crate::timer::Clock;
+
+impl Cell {
+    /// Reaps a child that the caller owns, if it is dead.
+    pub(super) fn try_reap(self: &Arc<Cell>, life: &mut Life) {
+        if life.open_pidfd().is_none() {
+            return;
+        }
+        // Deregistered before it is reaped: reaping raises one more edge, which an outer loop would hear.
+        if !life.traced {
+            self.core.deregister(life.pidfd());
+        }
+        if life.leaves_group_behind() {
+            // While its leader is a zombie the group's number is nobody else's.
+            let _ = self.send(life, Signal::SIGKILL);
+        }
+        let keep = life.keeps_zombie();
+        match process::reap(life.pidfd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
+            Ok(Reaped::NotYet) => self.not_yet(life),
+            Ok(reaped) => self.ended(life, reaped, keep),
+            Err(error) => {
+                life.others().after.push(After::Say(Level::Error, format!("waitid: {error}")));
+                self.retry(life);
+            }
+        }
+    }
+
+    /// Readable but not waitable: a tracer has it. The registration stays from now on, and the next edge tells.
+    pub(super) fn not_yet(&self, life: &mut Life) {
+        if life.traced {
+            return;
+        }
+        match life.token.map(|token| self.core.register_readable(life.pidfd(), token)) {
+            Some(Ok(())) => life.traced = true,
+            _ => self.retry(life),
+        }
+    }
+
+    /// The one place where a death becomes known.
+    pub(super) fn ended(self: &Arc<Cell>, life: &mut Life, reaped: Reaped, unreaped: bool) {
+        if life.traced {
+            self.core.deregister(life.pidfd());
+        }
+        let exited_at = Instant::now();
+        // A zombie that somebody else reaped keeps no number.
+        life.unreaped = unreaped && matches!(reaped, Reaped::Ended(..));
+        let (status, usage, reaped_at) = match reaped {
+            Reaped::Ended(status, usage) => (Some(status), Some(usage), (!unreaped).then_some(exited_at)),
+            Reaped::Stolen(status) => (status, None, None),
+            Reaped::NotYet => return,
+        };
+        life.ended = Some(Box::new(Death { status, usage, exited_at, reaped_at }));
+        life.owner = Owner::Nobody;
+        match life.token {
+            // What it returns says whether this was a stop. It is given a moment: one that blocks for ever holds up nothing else.
+            Some(token) if life.call == Call::Running && !life.was_killed_by_us() => {
+                self.core.arm(exited_at + CALL_GRACE, (token, Clock::Call));
+            }
+            _ => self.conclude(life),
+        }
+    }
+
+    /// The end is published, with what is known by now of its reason. A closure that has not begun never will, and what one that still
+    /// runs returns no longer counts.
+    pub(super) fn conclude(self: &Arc<Cell>, life: &mut Life) {
+        life.call = Call::Over;
+        life.take_back_cause();
+        self.feed(life, Event::Exited);
+    }
+
+    pub(super) fn publish(self: &Arc<Cell>, life: &mut Life) {
+        life.exit = Some(self.make_exit(life));
+        life.wake_all();
+        self.wake_sleepers(life);
+    }
+
+    pub(super) fn make_exit(&self, life: &Life) -> Exit {
+        let death = life.ended.as_ref().expect("published when it is known");
+        Exit::new(Ending {
+            command: self.label.clone(),
+            pid: self.pid(),
+            status: death.status,
+            cause: life.cause.as_deref().cloned(),
+            usage: death.usage,
+            spawned_at: life.spawned_at,
+            exited_at: death.exited_at,
+            reaped_at: death.reaped_at,
+            held_open: life.extra.as_ref().map_or_else(HeldOpen::default, |e| e.held_open),
+            over_limit: life.extra.as_ref().is_some_and(|e| e.over_limit),
+            cancel_failed: life.extra.as_ref().and_then(|e| e.cancel_failed.clone()),
+            stream_failed: life.extra.as_ref().and_then(|e| e.stream_failed.clone()),
+        })
+    }
+
+    pub(super) fn release_pidfd(&self, life: &mut Life) {
+        life.pidfd = None;
+        if let Some(others) = &mut life.others {
+            others.lent = None;
+        }
+    }
+
+    pub(super) fn finish(self: &Arc<Cell>, life: &mut Life) {
+        // As long as its output was read, somebody whom it left behind may have read its input.
+        if let Some(extra) = &mut life.extra {
+            extra.close_stdin(&self.core);
+        }
+        if life.extra.as_deref().is_some_and(Extra::tells_more) {
+            life.exit = Some(self.make_exit(life));
+        }
+        if let (Some(token), Some(extra)) = (life.token, &mut life.extra) {
+            if let (Delay::At(at), false) = (extra.delay, life.sent.kill || life.sent.other) {
+                self.core.disarm(at, (token, Clock::Delay));
+            }
+        }
+        life.done = true;
+        life.wake_all();
+        self.wake_sleepers(life);
+        if let Some(token) = life.token {
+            self.core.report(token, self);
+        }
+        if !life.is_stopping_group() {
+            self.give_back(life);
+        }
+    }
+
+    pub(super) fn give_back(&self, life: &mut Life) {
+        let Some(token) = life.token.take() else {
+            return;
+        };
+        if let Some(Delay::At(at)) = life.extra.as_ref().map(|e| e.delay) {
+            self.core.disarm(at, (token, Clock::Delay));
+        }
+        self.core.leave(token);
+    }
+
+    /// The loop died and nobody took over.
+    pub(crate) fn loop_died(&self) {
+        self.with(|life| {
+            life.died = true;
+            life.wake_all();
+            self.wake_sleepers(life);
+        });
+    }
+}
