@@ -21,7 +21,7 @@ fn ask(bench: &mut Bench) {
     let n = bench.pick(10_000, 1000);
     let names = ["floor", "pidloop", "pidloop-context"].into_iter().chain(PEERS);
     let hold = |n: u64| format!("hold n={n} child={tiny} args=p");
-    let rest = Duration::from_millis(bench.pick(2000, 300));
+    let rest = Duration::from_millis(bench.pick(1000, 300));
     let entrants = names.map(|name| {
         let n = match name {
             // A thread for each, and it dies at 10,000 threads; two descriptors for each.
