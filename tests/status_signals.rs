@@ -2,10 +2,11 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
-use common::{SOON, eventually, in_own_process, is_stopped, sh, spawn_ready, state};
-use pidloop::{Cause, Command, ErrorKind, Signal, Stdio};
+use common::{SOON, eventually, in_own_process, is_stopped, pipe, sh, spawn_ready, state};
+use pidloop::{Cause, Command, ErrorKind, Reactor, Signal, Stdio};
 
 #[test]
 fn e123_exit_codes_are_told_as_they_are() {
@@ -198,6 +199,28 @@ fn what_a_group_leaves_behind_is_left_or_killed_as_asked() {
 }
 
 /// Real-time signals have no names, and reach a group all the same.
+/// "After the exit Ok and without effect", although its group still has members: the loop has not seen the exit yet.
+#[test]
+fn a_signal_after_an_unseen_exit_leaves_the_group_alone() {
+    let mut reactor = Reactor::new().unwrap();
+    let ((ask_read, mut ask), (mut answer, answer_write)) = (pipe(), pipe());
+    let mut command = sh("(read go <&3; echo alive >&4) & exit 0");
+    command.fd(3, ask_read).fd(4, answer_write).group();
+    let id = reactor.spawn(&command).unwrap();
+    drop(command);
+    let pid = reactor.pid(id).unwrap();
+    eventually("the leader is dead", || state(pid) == Some('Z'));
+    reactor.kill(id).unwrap();
+    reactor.remote().signal(id, Signal::SIGTERM).unwrap();
+    ask.write_all(b"go\n").unwrap();
+    let mut text = String::new();
+    answer.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "alive\n");
+    let ended = std::iter::from_fn(|| Some(reactor.turn(None).map(|()| reactor.next_exit())))
+        .find_map(|turned| turned.unwrap());
+    assert_eq!(ended.map(|ended| (ended.exit().code(), ended.exit().cause().cloned())), Some((Some(0), None)));
+}
+
 #[test]
 fn a_group_is_sent_real_time_signals() {
     let rt = Signal::from_raw(40).unwrap();

@@ -12,7 +12,7 @@ use crate::error::{ErrorKind, Result};
 use crate::helpers;
 use crate::lifecycle::{Event, Phase};
 use crate::pipe::Capture;
-use crate::process::{self, WaitMode};
+use crate::process::{self, Scope, WaitMode};
 use crate::reactor::stop::{Deed, Delay, Failure, Ladder, Rung};
 use crate::signal::Signal;
 use crate::tell::Level;
@@ -87,7 +87,9 @@ impl Cell {
     /// A signal of the caller's own: no stop, no cause.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         self.core.check_ours()?;
-        self.with(|life| self.send(life, signal))
+        // A leader that has ended by itself leaves its group alone, also if nobody has seen its end yet.
+        let is_over = |life: &Life| life.scope == Scope::Group && life.phase == Phase::Running && life.has_exited();
+        self.with(|life| if is_over(life) { Ok(()) } else { self.send(life, signal) })
             .map_err(|e| self.error(ErrorKind::Io).saying(format!("could not send {signal}")).because(e))
     }
 
