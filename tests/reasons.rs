@@ -338,11 +338,7 @@ fn a_closure_and_the_childs_own_end_at_once_agree() {
 fn a_group_is_stopped_by_the_closure_and_the_delay() {
     let ctx = Context::new();
     let mut command = sh("(trap '' INT TERM; echo ready; exec sleep 60) & wait");
-    command
-        .group()
-        .context(&ctx)
-        .wait_delay(MOMENT * 20)
-        .cancel(Cancel::call(|target| Ok(target.signal(Signal::SIGTERM)?)));
+    command.group().context(&ctx).wait_delay(MOMENT * 20).cancel(Cancel::call(|target| target.signal(Signal::SIGTERM)));
     let (child, mut stdout) = spawn_ready(&mut command);
     ctx.cancel();
     let exit = child.wait_timeout(SOON).unwrap().expect("in time");

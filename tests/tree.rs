@@ -114,7 +114,7 @@ impl Crowd {
         self.calls.push((place, calls.clone()));
         let count = Cancel::call(move |target| {
             calls.fetch_add(1, Ordering::SeqCst);
-            Ok(target.signal(Signal::SIGKILL)?)
+            target.signal(Signal::SIGKILL)
         });
         Command::new("/bin/sleep").arg("600").context(context).cancel(count).kill_on_drop(true).spawn().unwrap()
     }

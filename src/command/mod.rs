@@ -179,13 +179,14 @@ impl Target<'_> {
         self.0.pid()
     }
 
-    /// Sends a signal, through the pidfd, to the child or (with [`Command::group`]) its group. Ok if it is gone already.
+    /// Sends a signal, through the pidfd, to the child or (with [`Command::group`]) its group. Ok if it is gone already. What it returns
+    /// is what the closure may return: `Cancel::call(|target| target.signal(Signal::SIGTERM))`.
     ///
     /// # Errors
     ///
     /// What `pidfd_send_signal(2)` says: a change of credentials may forbid it.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        self.0.signal(signal)
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(self.0.signal(signal)?)
     }
 }
 
