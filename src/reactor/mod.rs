@@ -130,9 +130,6 @@ impl Reactor {
     /// Starts a child. Returns when its program runs, or says why it does not. While that takes nobody turns the loop: where a program
     /// file may hang (a filesystem that does not answer) and a context or deadline is to end that, [`Remote::spawn`] on another thread.
     ///
-    /// Nobody turns the loop meanwhile: a context or a deadline does not reach a child that hangs before its exec (a frozen cgroup, a
-    /// filesystem that does not answer). It reaches one that another thread starts by [`Remote::spawn`].
-    ///
     /// # Errors
     ///
     /// As [`Command::spawn`]; a program file that is being written (`ETXTBSY`) is tried three times without sleeping.
