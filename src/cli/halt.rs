@@ -97,7 +97,7 @@ impl Condition {
         };
         let met = match self.threshold {
             Threshold::Count(count) => reached >= count,
-            Threshold::Percent(percent) => reached * 100 >= percent * counts.total,
+            Threshold::Percent(percent) => reached.saturating_mul(100) >= percent.saturating_mul(counts.total),
         };
         if !met {
             return None;
@@ -106,7 +106,7 @@ impl Condition {
             (Why::Success, _) => 0,
             (_, Threshold::Count(1)) => last as u64,
             (_, Threshold::Count(_)) => counts.failed.min(101),
-            (_, Threshold::Percent(_)) => (counts.failed * 100).div_ceil(counts.total.max(1)),
+            (_, Threshold::Percent(_)) => counts.failed.saturating_mul(100).div_ceil(counts.total.max(1)),
         };
         Some(u8::try_from(status).unwrap_or(u8::MAX))
     }

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread;
 use std::vec::IntoIter;
 
 use super::wake::Waker;
@@ -166,17 +167,18 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    fn new(reader: impl Read + Send + 'static, delimiter: u8, waker: Waker) -> Lines {
+    fn new(reader: impl Read + Send + 'static, delimiter: u8, waker: Waker) -> Result<Lines, String> {
         let (sender, batches) = sync_channel(BATCHES_MAX);
-        std::thread::spawn(move || {
+        let main = move || {
             let result = read_lines(reader, delimiter, &sender, &waker);
             if let Err(error) = result {
                 let _ = sender.send(Err(error));
             }
             drop(sender);
             waker.wake();
-        });
-        Lines { batches, batch: Vec::new().into_iter() }
+        };
+        thread::Builder::new().spawn(main).map_err(|error| format!("no thread to read the input: {error}"))?;
+        Ok(Lines { batches, batch: Vec::new().into_iter() })
     }
 
     fn next(&mut self) -> io::Result<Row> {
@@ -300,7 +302,7 @@ fn split_words(words: Vec<OsString>) -> Split {
 ///
 /// # Errors
 ///
-/// The message: which file cannot be read, and why.
+/// The message: which file cannot be read, and why; no thread is to be had.
 pub(crate) fn open(
     words: Vec<OsString>,
     arg_files: &[PathBuf],
@@ -360,10 +362,10 @@ impl Sources {
 
 fn open_lines(path: &Path, delimiter: u8, waker: Waker) -> Result<Lines, String> {
     if path.as_os_str() == "-" {
-        return Ok(Lines::new(io::stdin(), delimiter, waker));
+        return Lines::new(io::stdin(), delimiter, waker);
     }
     let file = File::open(path).map_err(|error| complain(path, &error))?;
-    Ok(Lines::new(file, delimiter, waker))
+    Lines::new(file, delimiter, waker)
 }
 
 fn complain(path: &Path, error: &io::Error) -> String {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -105,13 +106,18 @@ pub(crate) struct Printer {
 
 impl Printer {
     /// `keeps_order`: jobs are printed by their numbers, from 1 on.
-    pub(crate) fn new(keeps_order: bool, joblog: Option<Joblog>, bar: Bar, waker: Waker) -> Printer {
+    ///
+    /// # Errors
+    ///
+    /// The message: no thread is to be had.
+    pub(crate) fn new(keeps_order: bool, joblog: Option<Joblog>, bar: Bar, waker: Waker) -> Result<Printer, String> {
         let (sender, messages) = channel();
         let shared = Arc::new(Shared::default());
         let order = keeps_order.then(|| Order { next: 1, held: BTreeMap::new() });
         let press = Press { order, joblog, bar, waker, shared: shared.clone(), lost_stdout: false };
-        std::thread::spawn(move || press.run(&messages));
-        Printer { messages: Some(sender), shared }
+        let main = move || press.run(&messages);
+        thread::Builder::new().spawn(main).map_err(|error| format!("no thread to print the output: {error}"))?;
+        Ok(Printer { messages: Some(sender), shared })
     }
 
     pub(crate) fn send(&self, message: Message) {

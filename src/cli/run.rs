@@ -159,7 +159,7 @@ impl Run {
         let hub = Hub::new().map_err(|error| format!("epoll: {error}"))?;
         let signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
         let mut run = Run {
-            printer: Printer::new(options.keep_order, joblog, bar.clone(), waker.clone()),
+            printer: Printer::new(options.keep_order, joblog, bar.clone(), waker.clone())?,
             reactor: Reactor::new().map_err(|error| error.to_string())?,
             colors: Colors::new(options.color, on_terminal),
             tag_colors: Colors::new(options.color, io::stdout().is_terminal()),

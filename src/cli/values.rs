@@ -3,8 +3,15 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+/// A hundred years: longer than anybody waits, and no clock overflows. What is longer counts as that.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Seconds, with a fraction or a unit (`1.5`, `1.5m`), or several units (`1m30s`).
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    any_duration(text).map(|duration| duration.min(DURATION_MAX))
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
     let number_ends = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let unit_seconds = match &text[number_ends..] {
         "" | "s" => 1.0,
@@ -78,6 +85,9 @@ mod tests {
             [("0", 0), ("2", 2000), ("1.5", 1500), (".5", 500), ("1.5m", 90_000), ("250ms", 250), ("1m30s", 90_000)]
         {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["10000000000000000000", "1000years"] {
+            assert_eq!(duration(text), Ok(DURATION_MAX), "{text}");
         }
         for text in ["", "-1", "x", "1y2", "1e400", "."] {
             assert!(duration(text).is_err(), "{text}");

@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::common::SOON;
-use super::{marker, none_sleeps, pidloop, run, run_command, run_with};
+use super::common::{SOON, skip};
+use super::{marker, none_sleeps, pidloop, run, run_command, run_with, start};
 
 #[test]
 fn no_lines_are_no_jobs() {
@@ -115,4 +115,35 @@ fn an_input_that_cannot_be_read_is_named() {
     assert_eq!((ran.code(), ran.stderr.contains("/no/such/file: No such file or directory")), (255, true));
     let ran = run(&["-a", "/", "echo"]);
     assert_eq!((ran.code(), ran.stderr.contains("Is a directory")), (255, true), "{}", ran.stderr);
+}
+
+#[test]
+fn durations_that_no_clock_can_say_are_a_long_time() {
+    let ever = "10000000000000000000";
+    let ran = run(&["--kill-after", ever, "--timeout", ever, "--retry-delay", ever, "echo", ":::", "a"]);
+    assert_eq!((ran.code(), &*ran.stdout, &*ran.stderr), (0, "a\n", ""));
+
+    // A job that waits for its next try is not forgotten.
+    let mut live = start(&["--retries", "2", "--retry-delay", ever, "-u", "sh", "-c", "echo $0; false", ":::", "a"]);
+    assert_eq!(live.line(), "a");
+    live.signal(rustix::process::Signal::INT);
+    assert_eq!(live.end().code(), 130);
+}
+
+#[test]
+fn no_thread_to_be_had_is_told() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("no_thread_to_be_had_is_told", "needs root");
+    }
+    // Somebody who may neither read the directory that the program is in, nor have a second thread.
+    let path = std::env::temp_dir().join(format!("pidloop-{}", std::process::id()));
+    std::fs::copy(env!("CARGO_BIN_EXE_pidloop"), &path).unwrap();
+    for arguments in [&["true"][..], &["true", ":::", "a"]] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--clear-groups", "prlimit", "--nproc=0:0"]).arg(&path).args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ran = run_command(&mut command, b"a\n");
+        assert_eq!((ran.code(), ran.stderr.contains("no thread to ")), (255, true), "{}", ran.stderr);
+    }
+    std::fs::remove_file(path).unwrap();
 }
