@@ -34,11 +34,20 @@ fn job(bench: &Bench, n: u64, more: &str) -> String {
 
 fn ask(bench: &mut Bench) {
     let tiny = bench.tiny();
+    calls(bench, &tiny);
     one_at_a_time(bench, &tiny);
     in_flight(bench, &tiny);
     callers(bench, &tiny);
     streams(bench, &tiny);
     true_program(bench);
+}
+
+fn calls(bench: &mut Bench, tiny: &str) {
+    let job = format!("spawn child={tiny}");
+    let figures = bench.count_calls("calls/1", bench.pick(&ALL_AND_WAIT[..], &ALL_AND_WAIT[..4]), &job);
+    for (ours, bound) in [("pidloop", 13.0), ("pidloop-wait", 16.0), ("pidloop-reactor", 18.0)] {
+        bench.goal("P8", format!("system calls per child, {ours}"), AtMost(bound), figures.spread(ours));
+    }
 }
 
 fn one_at_a_time(bench: &mut Bench, tiny: &str) {

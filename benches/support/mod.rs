@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each benchmark uses a part of it")]
 
 mod arguments;
+mod calls;
 mod cc;
 mod contender;
 mod figures;
@@ -339,6 +340,18 @@ impl Bench {
         }
         self.report.case(&case, &figures, &skipped);
         figures
+    }
+
+    /// Counts the system calls that a child costs each of these contenders, with its own.
+    pub fn count_calls(&mut self, name: &str, contenders: &[&str], job: &str) -> Figures {
+        let lines = self.programs.contenders.clone();
+        let case = Case::new(name, Unit::Plain("calls", "system calls/child"), "pidloop").for_each(contenders, job);
+        // They do not scatter.
+        self.measure_by(case.pairs(1), |_, entrant, _| {
+            let mut answer = Answer::default();
+            answer.set("calls", calls::per_child(&lines[&entrant.contender], job)?);
+            Ok(answer)
+        })
     }
 
     fn subject(&mut self, entrant: &Entrant) -> Result<&mut Subject, String> {
