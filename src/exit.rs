@@ -33,7 +33,7 @@ pub(crate) struct Ending {
     /// A captured stream was longer than its `Limit::StopAt` allows.
     pub(crate) over_limit: bool,
     /// Why the closure of `Cancel::call` failed.
-    pub(crate) cancel_failed: Option<Arc<str>>,
+    pub(crate) cancel_failed: Option<Arc<io::Error>>,
     /// Which stream the caller's own code did not serve to the end, and why.
     pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
 }
@@ -218,7 +218,7 @@ impl Exit {
         } else if verdict.cut && e.held_open.any() {
             Error::new(ErrorKind::OutputCut)
         } else if let Some(why) = &e.cancel_failed {
-            Error::new(ErrorKind::CancelFailed).saying(&**why)
+            Error::new(ErrorKind::CancelFailed).because_of(why)
         } else if let Some((stream, why)) = &e.stream_failed {
             Error::new(ErrorKind::Io).saying(stream.as_str()).because_of(why)
         } else {

@@ -292,6 +292,45 @@ fn what_a_closure_holds_is_dropped_by_a_helper() {
     assert_eq!(dropped.try_recv().unwrap(), thread::current().name().map(str::to_owned));
 }
 
+/// An error of the caller's own.
+struct Complaint(Says);
+
+impl std::fmt::Debug for Complaint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for Complaint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let _ = &self.0;
+        f.write_str("complaint")
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+#[test]
+fn the_error_of_a_closure_is_dropped_by_a_helper() {
+    let (sender, dropped) = mpsc::channel();
+    let (returns, returned) = mpsc::channel();
+    let ctx = Context::new();
+    let mut command = Command::new("cat");
+    command.stdin(Stdio::piped()).context(&ctx).cancel(Cancel::call(move |_| {
+        let _ = returns.send(());
+        Err(std::io::Error::other(Complaint(Says(sender.clone()))))
+    }));
+    let child = command.spawn().unwrap();
+    let stdin = child.take_stdin();
+    ctx.cancel();
+    returned.recv_timeout(SOON).unwrap();
+    drop((child, command));
+    assert!(dropped.recv_timeout(MOMENT).is_err(), "it is kept for the exit");
+    // The loop has the last reference to it.
+    drop(stdin);
+    assert_eq!(dropped.recv_timeout(SOON).unwrap().as_deref(), Some("pidloop-helper"));
+}
+
 #[test]
 fn a_dropped_child_that_was_stopped_gently_is_killed_if_it_was_to_be() {
     let ctx = Context::new();

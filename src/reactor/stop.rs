@@ -99,11 +99,11 @@ impl From<&Cancel> for Ladder {
 }
 
 /// How the closure of `Cancel::call` failed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Failure {
     /// There was nothing to stop any more; Go's `ErrProcessDone`.
     Gone,
-    Because(Arc<str>),
+    Because(Arc<io::Error>),
 }
 
 impl Failure {
@@ -112,14 +112,14 @@ impl Failure {
         match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) if says_gone(&error) => Some(Failure::Gone),
-            Ok(Err(error)) => Some(Failure::Because(error.to_string().into())),
+            Ok(Err(error)) => Some(Failure::Because(Arc::new(error))),
             Err(panic) => {
                 let text = panic.downcast_ref::<&str>().copied();
                 let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-                Some(Failure::Because(match text {
-                    Some(text) => format!("the closure panicked: {text}").into(),
+                Some(Failure::Because(Arc::new(io::Error::other(match text {
+                    Some(text) => format!("the closure panicked: {text}"),
                     None => "the closure panicked".into(),
-                }))
+                }))))
             }
         }
     }
@@ -167,14 +167,18 @@ mod tests {
     #[test]
     fn a_failure_is_told_by_what_is_at_the_bottom_of_it() {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
-        let because = |text: &str| Some(Failure::Because(text.into()));
-        assert_eq!(Failure::of(Ok(Ok(()))), None);
-        assert_eq!(Failure::of(Ok(Err(gone()))), Some(Failure::Gone));
-        assert_eq!(Failure::of(Ok(Err(io::Error::other(io::Error::other(gone()))))), Some(Failure::Gone));
-        assert_eq!(Failure::of(Ok(Err(io::Error::other("no")))), because("no"));
-        assert_eq!(Failure::of(Err(Box::new("boom"))), because("the closure panicked: boom"));
-        assert_eq!(Failure::of(Err(Box::new("boom".to_owned()))), because("the closure panicked: boom"));
-        assert_eq!(Failure::of(Err(Box::new(1))), because("the closure panicked"));
+        let told = |result| match Failure::of(result) {
+            None => "no failure".to_owned(),
+            Some(Failure::Gone) => "gone".to_owned(),
+            Some(Failure::Because(error)) => error.to_string(),
+        };
+        assert_eq!(told(Ok(Ok(()))), "no failure");
+        assert_eq!(told(Ok(Err(gone()))), "gone");
+        assert_eq!(told(Ok(Err(io::Error::other(io::Error::other(gone()))))), "gone");
+        assert_eq!(told(Ok(Err(io::Error::other("no")))), "no");
+        assert_eq!(told(Err(Box::new("boom"))), "the closure panicked: boom");
+        assert_eq!(told(Err(Box::new("boom".to_owned()))), "the closure panicked: boom");
+        assert_eq!(told(Err(Box::new(1))), "the closure panicked");
     }
 
     #[test]

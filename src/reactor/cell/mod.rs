@@ -170,7 +170,7 @@ pub(crate) struct Extra {
     pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
     pub(crate) held_open: HeldOpen,
     pub(crate) over_limit: bool,
-    pub(crate) cancel_failed: Option<Arc<str>>,
+    pub(crate) cancel_failed: Option<Arc<io::Error>>,
 }
 
 /// The command's contexts and deadline.
@@ -385,11 +385,15 @@ impl Cell {
 }
 
 impl Drop for Cell {
-    /// The last reference may be the loop's, and what a closure holds is the caller's: its destructors may block.
+    /// The last reference may be the loop's, and what a closure holds, or failed with, is the caller's: its destructors may block.
     fn drop(&mut self) {
         let life = self.life.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (Some(extra), true) = (&mut life.extra, self.core.is_ours()) {
             std::mem::replace(&mut extra.ladder, Ladder::new(Vec::new())).retire();
+            if extra.cancel_failed.is_some() || extra.stream_failed.is_some() {
+                let errors = (life.exit.take(), extra.cancel_failed.take(), extra.stream_failed.take());
+                crate::helpers::run(Box::new(move || drop(errors)));
+            }
         }
     }
 }
