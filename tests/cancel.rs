@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready};
-use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Signal, Stdio, Step};
+use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Reactor, Signal, Stdio, Step};
 
 const MOMENT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(3600);
@@ -35,13 +36,16 @@ fn a05_a_cancelled_context_starts_nothing_and_keeps_nothing_open() {
         let ctx = Context::new();
         ctx.cancel();
         let before = open_descriptors();
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::captured()).context(&ctx);
+        // It would leave this behind.
+        let path = std::env::temp_dir().join(format!("pidloop-{}-a05", std::process::id()));
+        let mut command = Command::new("touch");
+        command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::captured()).context(&ctx);
         let error = command.spawn().unwrap_err();
         assert_eq!((error.kind(), error.cause()), (ErrorKind::Cancelled, Some(&Cause::Cancelled)));
         assert!(error.exit().is_none());
         assert_eq!(open_descriptors(), before);
         assert_eq!(children_of_ours(), []);
+        assert!(!path.exists());
     });
 }
 
@@ -58,13 +62,17 @@ fn a06_a_deadline_in_the_past_starts_nothing() {
 #[test]
 fn a07_a_timeout_kills_and_is_never_early() {
     let limit = Duration::from_millis(100);
-    let set_at = Instant::now();
-    let ctx = Context::new().with_timeout(limit);
-    let mut by_context = Command::new("sleep");
-    by_context.arg("5").context(&ctx);
-    let mut by_command = Command::new("sleep");
-    by_command.arg("5").timeout(limit);
-    for command in [by_context, by_command] {
+    let ctx = std::cell::OnceCell::new();
+    let by_context: &dyn Fn(&mut Command) = &|command| {
+        command.context(ctx.get_or_init(|| Context::new().with_timeout(limit)));
+    };
+    let by_command: &dyn Fn(&mut Command) = &|command| {
+        command.timeout(limit);
+    };
+    for limited in [by_context, by_command] {
+        let set_at = Instant::now();
+        let mut command = Command::new("sleep");
+        limited(command.arg("5"));
         let error = command.run().unwrap_err();
         let exit = error.exit().unwrap();
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
@@ -72,17 +80,35 @@ fn a07_a_timeout_kills_and_is_never_early() {
         assert!(exit.elapsed() < Duration::from_secs(4));
         assert!(set_at.elapsed() >= limit);
     }
-    assert_eq!(ctx.cause(), Some(Cause::DeadlineExceeded));
+    assert_eq!(ctx.get().unwrap().cause(), Some(Cause::DeadlineExceeded));
 }
 
 #[test]
 fn a08_a_cancel_after_the_wait_changes_nothing() {
     let ctx = Context::new();
-    let child = Command::new("true").context(&ctx).spawn().unwrap();
-    let exit = child.wait().unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let mut called = Command::new("true");
+    called.context(&ctx).cancel(Cancel::call(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }));
+    let called = called.spawn().unwrap();
+    // Whoever is left of its group would hear a signal.
+    let (mut leader, mut to_left, mut from_left) = leaving_an_echo("exit 0");
+    let leader = leader.group().context(&ctx).spawn().unwrap();
+    let stopped = Command::new("sleep").arg("60").context(&ctx).spawn().unwrap();
+    for child in [&called, &leader] {
+        assert!(child.wait().unwrap().success());
+    }
     ctx.cancel();
-    let again = child.wait().unwrap();
-    assert!(exit.success() && again.success() && again.cause().is_none());
+    assert_eq!(stopped.wait().unwrap().cause(), Some(&Cause::Cancelled));
+    echoes(&mut to_left, &mut from_left);
+    for child in [&called, &leader] {
+        let again = child.wait().unwrap();
+        assert!(again.success() && again.cause().is_none());
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
 }
 
 #[test]
@@ -106,15 +132,13 @@ fn a09_a_child_without_a_context_takes_no_eventfd() {
 #[test]
 fn a10_the_default_cancel_kills_the_child_alone() {
     let ctx = Context::new();
-    let script = "sleep 60 >/dev/null 2>&1 & echo $!; echo ready; wait";
-    let mut command = sh(script);
-    let child = command.stdout(Stdio::piped()).context(&ctx).spawn().unwrap();
-    let mut stdout = child.take_stdout().unwrap();
-    let grandchild: u32 = read_line(&mut stdout).parse().unwrap();
+    let (mut command, mut to_grandchild, mut from_grandchild) = leaving_an_echo("wait");
+    let child = command.context(&ctx).spawn().unwrap();
+    drop(command);
+    echoes(&mut to_grandchild, &mut from_grandchild);
     ctx.cancel();
-    child.wait().unwrap();
-    assert!(exists(grandchild));
-    kill(grandchild);
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL));
+    echoes(&mut to_grandchild, &mut from_grandchild);
 }
 
 #[test]
@@ -215,11 +239,22 @@ fn stopped_by_a_closure(end: &str, result: fn() -> std::io::Result<()>) -> pidlo
 
 #[test]
 fn a21_a_closure_that_fails_stopped_nothing_and_is_told_after_a_success() {
-    let exit = stopped_by_a_closure("exit 0", || Err(std::io::Error::other("arbitrary")));
+    #[derive(Debug)]
+    struct Arbitrary;
+    impl std::fmt::Display for Arbitrary {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("arbitrary")
+        }
+    }
+    impl std::error::Error for Arbitrary {}
+
+    let exit = stopped_by_a_closure("exit 0", || Err(std::io::Error::other(Arbitrary)));
     assert_eq!((exit.code(), exit.cause()), (Some(0), None));
     let error = exit.check().unwrap_err();
     assert_eq!((error.kind(), error.cause()), (ErrorKind::CancelFailed, None));
     assert!(error.to_string().contains("canceling the command failed: arbitrary"), "{error}");
+    // The caller finds its own error.
+    assert!(std::error::Error::source(&error).unwrap().source().unwrap().is::<Arbitrary>());
 
     // Without the hook, which prints: that may take longer than the closure is waited for.
     let exit = stopped_by_a_closure("exit 0", || std::panic::resume_unwind(Box::new("as asked")));
@@ -337,8 +372,10 @@ fn a30_a_closure_that_blocks_does_not_hold_up_the_delay() {
         Ok(())
     }));
     let (child, _stdout) = spawn_ready(&mut command);
+    let start = Instant::now();
     ctx.cancel();
     assert_eq!(child.wait_timeout(SOON / 2).unwrap().unwrap().signal(), Some(Signal::SIGKILL));
+    assert!(start.elapsed() >= MOMENT);
     drop(block);
 }
 
@@ -388,6 +425,13 @@ fn a36_a_long_delay_holds_nothing_up() {
     let start = Instant::now();
     let output = Command::new("echo").arg("x").wait_delay(LONG).output().unwrap();
     assert!(output.stdout == b"x\n" && start.elapsed() < SOON);
+    // No timer survives.
+    let mut reactor = Reactor::new().unwrap();
+    reactor.spawn(Command::new("echo").stdout(Stdio::captured()).wait_delay(LONG)).unwrap();
+    while reactor.next_exit().is_none() {
+        reactor.turn(Some(SOON)).unwrap();
+    }
+    assert_eq!(reactor.next_timeout(), None);
 }
 
 #[test]
@@ -446,7 +490,7 @@ fn a42_the_cause_is_in_the_exit() {
 }
 
 #[test]
-fn a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
+fn h175_a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
     let ctx = Context::new();
     let script = "trap 'echo int' INT; trap 'echo term' TERM; echo ready; while :; do read line; done";
     let (input, _kept) = common::pipe();
@@ -462,6 +506,23 @@ fn a_ladder_is_climbed_step_by_step_and_ends_in_sigkill() {
     let mut said = String::new();
     stdout.read_to_string(&mut said).unwrap();
     assert_eq!(said, "int\nterm\n");
+}
+
+/// The second SIGTERM ends it: nothing is sent after that, and nobody waits for what is left of the ladder.
+#[test]
+fn h175_a_ladder_ends_with_the_child() {
+    let ctx = Context::new();
+    let script = "n=0; trap 'n=$((n+1)); [ $n = 2 ] && exit 5' TERM; echo ready; while :; do read line; done";
+    let (input, _kept) = common::pipe();
+    let mut command = sh(script);
+    command.stdin(input);
+    let steps = vec![(Step::Signal(Signal::SIGTERM), MOMENT), (Step::Signal(Signal::SIGTERM), LONG)];
+    let (child, _stdout) = spawn_ready(command.context(&ctx).cancel(Cancel::Steps(steps)));
+    let start = Instant::now();
+    ctx.cancel();
+    let exit = child.wait_timeout(SOON).unwrap().expect("in time");
+    assert!(start.elapsed() >= MOMENT);
+    assert_eq!((exit.code(), exit.cause()), (Some(5), Some(&Cause::Cancelled)));
 }
 
 #[test]
@@ -504,6 +565,21 @@ fn holding(end: &str) -> Command {
     sh(&format!("sleep 60 >/dev/null & echo $!; {end}"))
 }
 
+/// A shell that leaves a grandchild which has no file of ours but two pipes, and sends back through the second what comes through the first;
+/// then does as `end` says.
+fn leaving_an_echo(end: &str) -> (Command, File, File) {
+    let ((read, ours), (theirs, write)) = (common::pipe(), common::pipe());
+    let mut command = sh(&format!("cat <&3 >&4 2>/dev/null & exec 3<&- 4>&-; {end}"));
+    command.fd(3, read).fd(4, write).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    (command, ours, theirs)
+}
+
+/// That somebody is there, and answers.
+fn echoes(to: &mut File, from: &mut File) {
+    to.write_all(b"x").unwrap();
+    assert_eq!(from.read(&mut [0]).unwrap(), 1, "it is gone");
+}
+
 fn kill_holder(stdout: &[u8]) {
     kill(String::from_utf8_lossy(stdout).trim().parse().unwrap());
 }
@@ -511,13 +587,4 @@ fn kill_holder(stdout: &[u8]) {
 fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
-fn read_line(from: &mut impl Read) -> String {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while from.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
-        line.push(byte[0]);
-    }
-    String::from_utf8(line).unwrap()
 }

@@ -59,4 +59,5 @@ fn a02_a03_a_cancelled_context_breaks_the_piped_stdin() {
     let exit = child.wait().unwrap();
     assert_eq!((exit.signal(), exit.code()), (Some(Signal::SIGKILL), None));
     assert_eq!(exit.to_string(), "signal: killed");
+    assert_eq!(exit.check().unwrap_err().kind(), pidloop::ErrorKind::Cancelled);
 }

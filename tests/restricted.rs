@@ -233,8 +233,8 @@ fn a_process_that_may_not_use_clone3_or_pidfd_open() {
 
 /// What nothing works without.
 #[test]
-fn what_is_missing_is_named() {
-    const NAME: &str = "what_is_missing_is_named";
+fn e142_what_is_missing_is_named() {
+    const NAME: &str = "e142_what_is_missing_is_named";
     const P_PIDFD: u32 = 3;
     let pidfd = libc::CLONE_PIDFD as u32;
     for (i, errno) in [libc::EPERM, libc::ENOSYS, libc::EINVAL].into_iter().enumerate() {

@@ -126,12 +126,41 @@ fn b55_a_relative_program_is_relative_to_the_directory() {
     assert_eq!(text(Command::new("./here").current_dir(&dir.0)), "found");
 }
 
+/// A name without a slash is never the file of that name in the directory; what it means is asked at the spawn.
+#[test]
+fn b56_b57_a_bare_name_is_looked_up_at_the_spawn_alone() {
+    let dir = Scratch::new("b56");
+    dir.file("bare-name", "#!/bin/sh\necho first\n", 0o755);
+    let mut command = Command::new("bare-name");
+    let error = command.current_dir(&dir.0).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::NotFound, Some(Stage::Lookup)), "{error}");
+    command.env("PATH", &dir.0);
+    assert_eq!(text(&command), "first");
+    fs::remove_file(dir.0.join("bare-name")).unwrap();
+    dir.file("bare-name", "#!/bin/sh\necho second\n", 0o755);
+    assert_eq!(text(&command), "second");
+}
+
 #[test]
 fn b58_b59_argv_is_what_was_given() {
     let shown = |command: &mut Command| text(command.arg("/proc/self/cmdline"));
     assert_eq!(shown(&mut Command::new("cat")), "cat\0/proc/self/cmdline\0");
     assert_eq!(shown(Command::new("cat").arg0("other")), "other\0/proc/self/cmdline\0");
     assert_eq!(shown(&mut Command::new("/bin/cat")), "/bin/cat\0/proc/self/cmdline\0");
+    // Without arguments that is all.
+    let child = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let cmdline = || fs::read_to_string(format!("/proc/{}/cmdline", child.id())).unwrap();
+    eventually("the exec is over", || cmdline() == "/bin/cat\0");
+    child.wait().unwrap();
+}
+
+/// There is no way to give a program no name at all: an empty one is one.
+#[test]
+fn b67_the_shortest_argv_is_an_empty_name() {
+    let child = Command::new("/bin/cat").arg0("").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let cmdline = || fs::read_to_string(format!("/proc/{}/cmdline", child.id())).unwrap();
+    eventually("the exec is over", || cmdline() == "\0");
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -183,15 +183,13 @@ fn c82_stderr_goes_where_stdout_goes() {
 #[test]
 fn c83_null_streams_are_dev_null_and_give_eof() {
     let null = fs::metadata("/dev/null").unwrap().rdev();
-    let path = scratch("c83");
-    let script = format!("cat; for n in 0 1 2; do stat -L -c %t:%T /proc/self/fd/$n; done >{}", path.display());
-    sh(&script).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).run().unwrap();
-    let text = fs::read_to_string(&path).unwrap();
-    fs::remove_file(path).unwrap();
-    let line = format!("{:x}:{:x}", rustix::fs::major(null), rustix::fs::minor(null));
-    let lines: Vec<&str> = text.lines().collect();
-    // fd 1 was redirected by the shell to be read here.
-    assert_eq!((lines[0], lines[2]), (&*line, &*line));
+    let mut command = Command::new("sleep");
+    let child = command.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let devices = [0, 1, 2].map(|n| fs::metadata(format!("/proc/{}/fd/{n}", child.id())).unwrap().rdev());
+    child.kill().unwrap();
+    assert_eq!(devices, [null; 3]);
+    let given = Command::new("cat").stdin(Stdio::null()).stdout(Stdio::captured()).output().unwrap();
+    assert!(given.status.success() && given.stdout.is_empty());
     // `output` without a stdin: null, as in std.
     assert_eq!(Command::new("cat").output().unwrap().stdout, b"");
 }
@@ -345,7 +343,7 @@ fn c94_a_stderr_of_the_callers_own_is_not_in_the_error() {
     let script = "echo text >&2; exit 1";
     let error = sh(script).stderr(Stdio::writer(collected.clone())).run().unwrap_err();
     assert_eq!(collected.text(), "text\n");
-    assert!(!error.to_string().contains("text\n") && error.output().is_none_or(|o| o.stderr.is_empty()), "{error}");
+    assert!(!error.to_string().contains("stderr: ") && error.output().is_none_or(|o| o.stderr.is_empty()), "{error}");
     let output = sh(script).stderr(Stdio::null()).output().unwrap();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(1), 0));
 }
@@ -962,7 +960,7 @@ fn large_both_ways_without_a_deadlock() {
 }
 
 #[test]
-fn a_limit_that_is_exceeded_stops_the_child() {
+fn h176_a_limit_that_is_exceeded_stops_the_child() {
     for mut command in [sh("exec yes"), sh("exec yes >&2")] {
         let limit = || Stdio::captured_limited(Limit::stop_at(1000));
         let error = command.stdout(limit()).stderr(limit()).output().unwrap_err();
@@ -1012,8 +1010,8 @@ fn a_limit_that_is_found_exceeded_after_the_exit_is_an_error_too() {
 }
 
 #[test]
-fn a_limited_capture_of_a_flood_takes_little_memory() {
-    in_own_process("a_limited_capture_of_a_flood_takes_little_memory", || {
+fn h176_a_limited_capture_of_a_flood_takes_little_memory() {
+    in_own_process("h176_a_limited_capture_of_a_flood_takes_little_memory", || {
         let peak = || {
             let status = fs::read_to_string("/proc/self/status").unwrap();
             let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
