@@ -6,7 +6,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -384,7 +384,9 @@ impl Context {
         let new = new_eventfd()?;
         // If another thread was first ours is closed.
         let event = self.0.event.get_or_init(|| new);
-        // Made first, read now: who cancels later finds it.
+        // Made first, read now: who cancels later finds it. Two variables, each written by one side and then read by the other: without
+        // this fence and that of `fire` both sides might read what was there before.
+        fence(Ordering::SeqCst);
         if self.0.fired.get().is_some() {
             self.0.write_event();
         }
@@ -447,6 +449,8 @@ impl Context {
             if node.fired.set(cause.clone()).is_err() || !node.is_ours() {
                 continue;
             }
+            // Set first, read now: who makes the eventfd later finds the flag. See `eventfd`.
+            fence(Ordering::SeqCst);
             node.write_event();
             let mut links = node.links();
             links.closed = true;

@@ -678,16 +678,17 @@ impl Tables {
             // READABLE brings RDHUP, HUP and ERR as well: which of them counts is the context's to say.
             core.register(fd, token.of_kind(Kind::Source), Interest::READABLE)?;
         }
-        let is_handed_out = context.is_handed_out();
         self.by_id.insert(context.id(), slot as usize);
         let this = core.this.clone();
-        // Listens first; what has been handed out above is read afterwards.
+        // Listens first; what has been handed out, here or above, is read afterwards: a cancel_fd that is asked for meanwhile is seen by
+        // one of the two.
         let handed_out = move |_: &Context| {
             if let Some(core) = this.upgrade() {
                 core.watch_above(token);
             }
         };
         let listening = context.listen_unseen(Listener { tell: Tell::Nothing, handed_out: Arc::new(handed_out) }).ok();
+        let is_handed_out = context.is_handed_out();
         entry.insert(ContextSlot {
             generation,
             context,

@@ -347,6 +347,8 @@ impl AsFd for Loop {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::thread;
     use std::time::Instant;
 
     use super::super::cell::Birth;
@@ -355,7 +357,7 @@ mod tests {
     use crate::cause::Cause;
     use crate::command::Command;
     use crate::context::Context;
-    use crate::process::Scope;
+    use crate::process::{Scope, has_exited as is_readable};
     use crate::spawn::Busy;
 
     const SOON: Option<Duration> = Some(Duration::from_secs(20));
@@ -423,6 +425,29 @@ mod tests {
         assert!(Arc::ptr_eq(&cells[0], &core.child(last).unwrap()) && cells.len() == 1);
         core.withdraw(last);
         core.unwatch(context);
+    }
+
+    #[test]
+    fn a_cancel_fd_that_is_asked_for_while_its_context_is_entered_is_watched() {
+        let mut turning = Loop::new(true).unwrap();
+        let core = turning.core().clone();
+        for round in 0..2000 {
+            let ctx = Context::new();
+            let start = Barrier::new(2);
+            let token = thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    (0..round % 500).for_each(|_| std::hint::spin_loop());
+                    ctx.cancel_fd().unwrap();
+                });
+                start.wait();
+                core.watch(&ctx).unwrap()
+            });
+            turning.turn(Some(Duration::ZERO)).unwrap();
+            rustix::io::write(ctx.cancel_fd().unwrap(), &1u64.to_ne_bytes()).unwrap();
+            assert!(is_readable(turning.as_fd()), "nobody hears of it (round {round})");
+            core.unwatch(token);
+        }
     }
 
     #[test]
