@@ -70,7 +70,8 @@ impl Drop for Driver {
             return;
         }
         // Before its thread hears of it: whoever shuts the default driver down next means these children, too.
-        if let (true, Ok(heir)) = (self.seat.core.live() > 0, Seat::default()) {
+        let heir = if self.seat.core.live() > 0 { Seat::default().ok() } else { None };
+        if let Some(heir) = heir {
             heir.core.take_over(&self.seat.core);
         }
         self.seat.core.orphan();

@@ -151,6 +151,20 @@ fn a_dropped_driver_kills_what_asked_for_it_and_hands_on_the_rest() {
 }
 
 #[test]
+fn an_idle_driver_that_is_dropped_starts_no_other() {
+    in_own_process("an_idle_driver_that_is_dropped_starts_no_other", || {
+        pidloop::init().unwrap();
+        let (threads_before, before) = (threads(), open_descriptors());
+        let driver = Driver::new().unwrap();
+        let child = driver.spawn(&Command::new("true")).unwrap();
+        child.wait().unwrap();
+        drop((child, driver));
+        eventually("its thread and its descriptors are gone", || threads() == threads_before);
+        assert_eq!(open_descriptors(), before);
+    });
+}
+
+#[test]
 fn drivers_come_and_go() {
     in_own_process("drivers_come_and_go", || {
         Command::new("true").spawn().unwrap().wait().unwrap();
