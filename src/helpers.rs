@@ -45,8 +45,11 @@ pub(crate) fn run(job: Job) {
         drop(state);
         let helper = || thread::Builder::new().name("pidloop-helper".into()).spawn(move || pool.help());
         if let Err(error) = with_signals_blocked(helper) {
-            pool.state().threads -= 1;
-            tell(Level::Error, format_args!("no helper thread: {error}: a closure waits for the next one"));
+            let mut state = pool.state();
+            state.threads -= 1;
+            // Told by whoever comes next: our caller may hold a child's lock, and a logger is somebody else's code.
+            let told = move || tell(Level::Error, format_args!("no helper thread: {error}: a closure had to wait"));
+            state.queue.push_back(Box::new(told));
         }
     }
 }

@@ -81,7 +81,10 @@ impl Pool {
             Ok(_) => state.threads += 1,
             // Nobody would come for it.
             Err(error) if state.threads == 0 => {
-                state.queue.pop_back();
+                let job = state.queue.pop_back();
+                drop(state);
+                // Outside the lock: it holds a caller's waker, which is told.
+                drop(job);
                 return Err(Error::os(Stage::Clone, error).saying("the spawner thread"));
             }
             Err(_) => {}

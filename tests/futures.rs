@@ -221,3 +221,33 @@ fn its_parents_death_is_the_processs() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+/// As an executor that polls at once whatever is woken: it starts another child.
+struct Eager(Command);
+
+impl Wake for Eager {
+    fn wake(self: Arc<Self>) {
+        let _ = poll_once(&mut Box::pin(self.0.spawn_async()));
+    }
+}
+
+#[test]
+fn a_waker_may_spawn_where_no_spawner_thread_is_to_be_had() {
+    in_own_process("a_waker_may_spawn_where_no_spawner_thread_is_to_be_had", || {
+        // The default driver has its thread.
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        let (done, ended) = std::sync::mpsc::channel();
+        thread::spawn(move || ended.recv_timeout(SOON).is_err().then(|| std::process::abort()));
+        // SAFETY: setresuid(2): limits do not hold for root; this process is the test's own.
+        unsafe { libc::setresuid(65534, 65534, 65534) };
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::Nproc, none).unwrap();
+        let waker = Waker::from(Arc::new(Eager(Command::new("true"))));
+        let spawning = pin!(Command::new("true").spawn_async());
+        let Poll::Ready(Err(error)) = spawning.poll(&mut task::Context::from_waker(&waker)) else {
+            panic!("a spawner thread was started");
+        };
+        assert_eq!(error.kind(), ErrorKind::NoProcessSlots, "{error}");
+        done.send(()).unwrap();
+    });
+}
