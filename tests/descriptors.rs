@@ -262,6 +262,8 @@ fn the_last_word_on_a_number_counts() {
     assert_eq!(view(quiet().fd(5, copy()).fd(5, two))[&5], second);
     assert_eq!(view(quiet().inherit_fd(number).fd(number, copy()))[&number], first);
     assert_eq!(view(quiet().fd(number, copy()).inherit_fd(number))[&number], identity(&ours));
+    // Then it need not be open here.
+    assert_eq!(view(quiet().inherit_fd(999).fd(999, copy()))[&999], first);
     // The same file twice, and once more under the number that it has here.
     let seen = view(quiet().fd(3, copy()).fd(9, copy()).inherit_fd(number).inherit_fd(number));
     assert_eq!((seen[&3], seen[&9], seen[&number], seen.len()), (first, first, identity(&ours), 6));

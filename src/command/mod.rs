@@ -330,7 +330,7 @@ impl Command {
 
     /// Gives the child `fd` as its descriptor `child_number`, 3 or more; Go's `ExtraFiles`. The last one for a number counts.
     pub fn fd(&mut self, child_number: RawFd, fd: impl Into<OwnedFd>) -> &mut Command {
-        self.extra.retain(|(number, _)| *number != child_number);
+        self.forget_descriptor(child_number);
         self.extra.push((child_number, Arc::new(fd.into())));
         self
     }
