@@ -6,8 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::sys::Leaked;
-use crate::sys::process::{generation, with_signals_blocked};
+use crate::sys::PerProcess;
+use crate::sys::process::with_signals_blocked;
 use crate::tell::{Level, tell};
 
 /// How many of them there are at most. A closure that blocks for ever takes one of them away.
@@ -17,9 +17,8 @@ const IDLE_MAX: Duration = Duration::from_secs(1);
 
 type Job = Box<dyn FnOnce() + Send>;
 
+#[derive(Default)]
 struct Pool {
-    /// The process it belongs to: in a forked copy there are no threads, and its lock may be held by one of those.
-    generation: u64,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -31,11 +30,12 @@ struct State {
     idle: usize,
 }
 
-static POOL: Leaked<Pool> = Leaked::new();
+/// In a forked copy there are no threads.
+static POOL: PerProcess<Pool> = PerProcess::new();
 
 /// Runs `job` soon on a thread of its own; in the order of the calls, if all are busy.
 pub(crate) fn run(job: Job) {
-    let pool = Pool::current();
+    let pool = POOL.get();
     let mut state = pool.state();
     state.queue.push_back(job);
     if state.idle >= state.queue.len() {
@@ -55,18 +55,6 @@ pub(crate) fn run(job: Job) {
 }
 
 impl Pool {
-    fn current() -> &'static Pool {
-        loop {
-            let known = POOL.get();
-            match known {
-                Some(pool) if pool.generation == generation() => return pool,
-                _ => {}
-            }
-            let fresh = Pool { generation: generation(), state: Mutex::default(), work: Condvar::new() };
-            POOL.replace(known, Box::new(fresh));
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,7 +101,7 @@ mod tests {
         let mut seen: Vec<i32> = (0..100).map(|_| ended.recv_timeout(Duration::from_secs(20)).unwrap()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..100).collect::<Vec<_>>());
-        assert!(Pool::current().state().threads <= HELPERS_MAX);
+        assert!(POOL.get().state().threads <= HELPERS_MAX);
         drop(release);
     }
 }

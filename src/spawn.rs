@@ -16,8 +16,8 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::process::{self, WaitMode};
 use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Step, Strings, Sweep, Table};
-use crate::sys::process::{Published, generation};
-use crate::sys::{self, Leaked, dumpable};
+use crate::sys::process::Published;
+use crate::sys::{self, PerProcess, dumpable};
 use crate::tell::{Level, tell};
 
 /// Where our long-lived descriptors go: the kernel copies a table in words of 64, so that what is below costs a spawn nothing.
@@ -430,7 +430,7 @@ fn keep_dumpable<T>(options: &Options, clone: impl FnOnce() -> T) -> T {
     if options.uid.is_none() && options.gid.is_none() && options.groups.is_none() {
         return clone();
     }
-    let changing = Changing::current();
+    let changing = CHANGING.get();
     changing.enter();
     let result = clone();
     changing.leave();
@@ -438,11 +438,8 @@ fn keep_dumpable<T>(options: &Options, clone: impl FnOnce() -> T) -> T {
 }
 
 /// The children that change their ids between clone and exec.
-struct Changing {
-    /// The process they belong to: in a forked copy its lock may be held by a thread that is not there.
-    generation: u64,
-    now: Mutex<Births>,
-}
+#[derive(Default)]
+struct Changing(Mutex<Births>);
 
 #[derive(Default)]
 struct Births {
@@ -451,22 +448,11 @@ struct Births {
     was_dumpable: bool,
 }
 
-static CHANGING: Leaked<Changing> = Leaked::new();
+static CHANGING: PerProcess<Changing> = PerProcess::new();
 
 impl Changing {
-    fn current() -> &'static Changing {
-        loop {
-            let known = CHANGING.get();
-            match known {
-                Some(changing) if changing.generation == generation() => return changing,
-                _ => {}
-            }
-            CHANGING.replace(known, Box::new(Changing { generation: generation(), now: Mutex::default() }));
-        }
-    }
-
     fn enter(&self) {
-        let mut births = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut births = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if births.number == 0 {
             births.was_dumpable = dumpable::get();
         }
@@ -474,7 +460,7 @@ impl Changing {
     }
 
     fn leave(&self) {
-        let mut births = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut births = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         births.number -= 1;
         // Under the lock: the next one could begin before the flag is set.
         if births.number == 0 && births.was_dumpable {

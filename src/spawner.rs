@@ -8,8 +8,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::error::{Error, ErrorKind, Result, Stage};
-use crate::sys::Leaked;
-use crate::sys::process::{generation, with_signals_blocked};
+use crate::sys::PerProcess;
+use crate::sys::process::with_signals_blocked;
 use crate::tell::{Level, tell};
 
 /// How many of them there are at most. A spawn that hangs, in a filesystem that does not answer, takes one of them away.
@@ -17,9 +17,8 @@ const SPAWNERS_MAX: usize = 8;
 
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
+#[derive(Default)]
 struct Pool {
-    /// The process it belongs to: in a forked copy there are no threads, and its lock may be held by one of those.
-    generation: u64,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -31,7 +30,8 @@ struct State {
     idle: usize,
 }
 
-static POOL: Leaked<Pool> = Leaked::new();
+/// In a forked copy there are no threads.
+static POOL: PerProcess<Pool> = PerProcess::new();
 
 /// Runs `spawn` on one of the threads and waits for what it returns.
 pub(crate) fn run<T: Send + 'static>(spawn: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -46,22 +46,10 @@ pub(crate) fn run<T: Send + 'static>(spawn: impl FnOnce() -> Result<T> + Send + 
 
 /// Runs `job` on one of the threads; in the order of the calls, if all are busy.
 pub(crate) fn begin(job: Job) -> Result<()> {
-    Pool::current().push(job)
+    POOL.get().push(job)
 }
 
 impl Pool {
-    fn current() -> &'static Pool {
-        loop {
-            let known = POOL.get();
-            match known {
-                Some(pool) if pool.generation == generation() => return pool,
-                _ => {}
-            }
-            let fresh = Pool { generation: generation(), state: Mutex::default(), work: Condvar::new() };
-            POOL.replace(known, Box::new(fresh));
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -18,8 +18,8 @@ use rustix::io::Errno;
 use super::{Source, read_into};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::stdio::Claim;
-use crate::sys::Leaked;
-use crate::sys::process::{generation, with_signals_blocked, write_without_sigpipe};
+use crate::sys::PerProcess;
+use crate::sys::process::{with_signals_blocked, write_without_sigpipe};
 use crate::tell::{Level, tell};
 
 /// How many of these threads there are at most, those included that were left behind.
@@ -125,43 +125,24 @@ fn start_thread() -> Result<Sender<Job>> {
     Ok(sender)
 }
 
-/// The threads of this process. A forked copy has none of them, and counts anew.
-#[derive(Debug)]
-struct Running {
-    generation: u64,
-    threads: AtomicUsize,
-}
+/// How many threads there are. A forked copy has none of them, and counts anew.
+static RUNNING: PerProcess<AtomicUsize> = PerProcess::new();
 
-static RUNNING: Leaked<Running> = Leaked::new();
-
-struct Permit(&'static Running);
+struct Permit(&'static AtomicUsize);
 
 impl Permit {
     fn take() -> Option<Permit> {
-        let running = Running::current();
+        let running = RUNNING.get();
         let more = |n| (n < COPIERS_MAX).then_some(n + 1);
-        running.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        // Relaxed: a number, and nothing behind it.
+        running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Permit(running))
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.threads.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Running {
-    fn current() -> &'static Running {
-        loop {
-            let known = RUNNING.get();
-            match known {
-                Some(running) if running.generation == generation() => return running,
-                _ => {}
-            }
-            let fresh = Running { generation: generation(), threads: AtomicUsize::new(0) };
-            RUNNING.replace(known, Box::new(fresh));
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

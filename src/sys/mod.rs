@@ -10,6 +10,8 @@ use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use self::process::generation;
+
 /// A value for the whole process that can be replaced but is never freed, since somebody may be looking at it. A pointer and no
 /// lock: a lock could be held by another thread when the process is forked.
 #[derive(Debug)]
@@ -35,6 +37,28 @@ impl<T: Send + Sync + 'static> Leaked<T> {
             drop(unsafe { Box::from_raw(new) });
         }
         replaced
+    }
+}
+
+/// A value that each process makes for itself. What a forked copy finds there is its parent's, whose locks may be held by threads that
+/// the copy does not have: it makes one of its own.
+#[derive(Debug)]
+pub(crate) struct PerProcess<T>(Leaked<(u64, T)>);
+
+impl<T: Default + Send + Sync + 'static> PerProcess<T> {
+    pub(crate) const fn new() -> PerProcess<T> {
+        PerProcess(Leaked::new())
+    }
+
+    pub(crate) fn get(&self) -> &'static T {
+        loop {
+            let known = self.0.get();
+            match known {
+                Some((owner, value)) if *owner == generation() => return value,
+                _ => {}
+            }
+            self.0.replace(known, Box::new((generation(), T::default())));
+        }
     }
 }
 

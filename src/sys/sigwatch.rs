@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Leaked;
+use super::PerProcess;
 use super::process::generation;
 
 /// How many watches there may be at once: the handler looks at each.
@@ -31,14 +31,16 @@ static OWNER: AtomicU64 = AtomicU64::new(0);
 /// What the handler goes on with: a function (or `SIG_DFL`, `SIG_IGN`) and its flags.
 static NEXT: [(AtomicUsize, AtomicI32); SIGNALS] = [const { (AtomicUsize::new(0), AtomicI32::new(0)) }; SIGNALS];
 
-/// What was installed before, while we are. Its lock serializes everything but the handler; in a forked copy it may be held for ever, so
-/// that a copy starts a table of its own.
-struct Table {
-    generation: u64,
-    installed: Mutex<[Option<Installed>; SIGNALS]>,
+/// What was installed before, while we are. Its lock serializes everything but the handler.
+struct Table(Mutex<[Option<Installed>; SIGNALS]>);
+
+impl Default for Table {
+    fn default() -> Table {
+        Table(Mutex::new([const { None }; SIGNALS]))
+    }
 }
 
-static TABLE: Leaked<Table> = Leaked::new();
+static TABLE: PerProcess<Table> = PerProcess::new();
 
 struct Installed {
     before: libc::sigaction,
@@ -46,17 +48,7 @@ struct Installed {
 }
 
 fn installed() -> MutexGuard<'static, [Option<Installed>; SIGNALS]> {
-    loop {
-        let known = TABLE.get();
-        match known {
-            Some(table) if table.generation == generation() => {
-                return table.installed.lock().unwrap_or_else(PoisonError::into_inner);
-            }
-            _ => {}
-        }
-        let fresh = Table { generation: generation(), installed: Mutex::new([const { None }; SIGNALS]) };
-        TABLE.replace(known, Box::new(fresh));
-    }
+    TABLE.get().0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A watch for some signals, until it is dropped.
