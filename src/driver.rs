@@ -408,6 +408,33 @@ mod tests {
         Command::new("true").run().unwrap();
     }
 
+    /// In a process of its own: the default loop is everybody's.
+    #[test]
+    fn a_default_loop_that_died_is_followed_by_a_fresh_one() {
+        const VARIABLE: &str = "PIDLOOP_TEST_DEFAULT_DIES";
+        if std::env::var(VARIABLE).is_err() {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            again.args(["a_default_loop_that_died", "--nocapture"]).env(VARIABLE, "1");
+            assert!(again.status().unwrap().success());
+            return;
+        }
+        let child = Command::new("sleep").arg("60").stdout(crate::Stdio::captured()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+        VICTIM.store(Arc::as_ptr(default_core().unwrap()).cast_mut(), Ordering::SeqCst);
+        PANICS.store(2, Ordering::SeqCst);
+        default_core().unwrap().wake();
+        while PANICS.load(Ordering::SeqCst) > 0 {
+            default_core().unwrap().wake();
+            thread::yield_now();
+        }
+        assert_eq!(child.wait_with_output().unwrap_err().kind(), ErrorKind::ReactorDied);
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let ctx = Context::new();
+        let child = Command::new("sleep").arg("60").context(&ctx).stdout(crate::Stdio::captured()).spawn().unwrap();
+        ctx.cancel();
+        assert_eq!(child.wait_with_output().unwrap().exit().signal(), Some(Signal::SIGKILL));
+    }
+
     #[test]
     fn a_deadline_is_a_long_way_off() {
         // `Instant + Duration::MAX` overflows; nothing here may add without checking.

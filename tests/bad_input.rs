@@ -16,7 +16,7 @@ use common::{
     SOON, cgroup2, children_of_ours, eventually, in_own_process, is_stopped, open_descriptors, sh, skip, spawn_ready,
     state,
 };
-use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Limit, Reactor, Signal, Stage, Stdio};
+use pidloop::{Cancel, Cause, Child, Command, Context, Driver, ErrorKind, Limit, Reactor, Signal, Stage, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -129,18 +129,11 @@ fn a_child_that_ignores_every_signal() {
 #[test]
 fn a_child_that_is_traced() {
     const NAME: &str = "a_child_that_is_traced";
-    const VARIABLE: &str = "PIDLOOP_TEST_TRACE";
-    if let Ok(pid) = std::env::var(VARIABLE) {
-        return trace(pid.parse().unwrap());
+    if is_tracer() {
+        return;
     }
     let child = Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
-    let mut tracer = Command::new(std::env::current_exe().unwrap());
-    tracer.args([NAME, "--nocapture"]).env(VARIABLE, child.id().to_string()).stdin(Stdio::piped());
-    let tracer = tracer.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut told = BufReader::new(tracer.take_stdout().unwrap()).lines();
-    if !told.by_ref().map(Result::unwrap).any(|line| line.ends_with("it is traced")) {
-        return skip(NAME, "it may not be traced");
-    }
+    let Some(tracer) = traced(NAME, child.id()) else { return skip(NAME, "it may not be traced") };
     child.kill().unwrap();
     eventually("it is dead", || state(child.id()) == Some('Z'));
     let (begun, limit) = (Instant::now(), Duration::from_millis(50));
@@ -152,6 +145,63 @@ fn a_child_that_is_traced() {
         drop(tracer.take_stdin());
         assert_eq!(waiter.join().unwrap(), Some(Signal::SIGKILL));
     });
+}
+
+/// One that cannot be ended is told, and is waited for no longer.
+#[test]
+fn a_shutdown_names_its_survivors() {
+    const NAME: &str = "a_shutdown_names_its_survivors";
+    if is_tracer() {
+        return;
+    }
+    let driver = Driver::new().unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let child = driver.spawn(Command::new("sleep").arg("60").secret_arg("0")).unwrap();
+    let id = reactor.spawn(Command::new("sleep").arg("60").secret_arg("0")).unwrap();
+    let pids = [child.id(), reactor.pid(id).unwrap()];
+    let [Some(first), Some(second)] = pids.map(|pid| traced(NAME, pid)) else {
+        return skip(NAME, "it may not be traced");
+    };
+    let ends = driver.spawn(Command::new("sleep").arg("60")).unwrap();
+    for (survivors, pid) in [
+        (driver.shutdown(Duration::ZERO, Duration::ZERO), pids[0]),
+        (reactor.shutdown(Duration::ZERO, Duration::ZERO), pids[1]),
+    ] {
+        let [survivor] = &survivors[..] else { panic!("{survivors:?}") };
+        assert_eq!((survivor.pid(), survivor.command()), (pid, "sleep 60 ***"));
+    }
+    assert_eq!(ends.wait().unwrap().cause(), Some(&Cause::ShutDown));
+    // They are still ours, and end when they may.
+    assert!(child.try_wait().unwrap().is_none());
+    drop((first.take_stdin(), second.take_stdin()));
+    assert_eq!(child.wait_timeout(SOON).unwrap().expect("no hang").cause(), Some(&Cause::ShutDown));
+    let ended = loop {
+        reactor.turn(Some(SOON)).unwrap();
+        if let Some(ended) = reactor.next_exit() {
+            break ended;
+        }
+    };
+    assert_eq!((ended.id(), ended.exit().cause()), (id, Some(&Cause::ShutDown)));
+}
+
+const TRACE: &str = "PIDLOOP_TEST_TRACE";
+
+/// Somebody who traces the process until its stdin ends: the test of that name, which asks [`is_tracer`] first.
+fn traced(name: &str, pid: u32) -> Option<Child> {
+    let mut tracer = Command::new(std::env::current_exe().unwrap());
+    tracer.args([name, "--nocapture"]).env(TRACE, pid.to_string()).stdin(Stdio::piped()).stderr(Stdio::null());
+    let tracer = tracer.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut told = BufReader::new(tracer.take_stdout().unwrap()).lines();
+    told.by_ref().map(Result::unwrap).any(|line| line.ends_with("it is traced")).then_some(tracer)
+}
+
+/// Whether this process is to trace another one; then it has.
+fn is_tracer() -> bool {
+    let pid = std::env::var(TRACE);
+    if let Ok(pid) = &pid {
+        trace(pid.parse().unwrap());
+    }
+    pid.is_ok()
 }
 
 /// Until the end of stdin. ptrace(2).
@@ -322,37 +372,42 @@ impl Drop for Quiet<'_> {
 /// On a busy machine the program may run before its creator does: what has begun is not said to have been refused (promise 3).
 #[test]
 fn an_error_of_spawn_says_that_nothing_has_begun() {
-    let path = std::env::temp_dir().join(format!("pidloop-begun-{}", std::process::id()));
-    let busy = AtomicBool::new(true);
-    let mut begun = 0;
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                while busy.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        let _quiet = Quiet(&busy);
-        for micros in (0..common::rounds(40) as u64).map(|i| 200 + i * 200 % 8000) {
-            let mut command = sh(": > \"$0\"; exec sleep 60");
-            let spawned = command.arg(&path).timeout(Duration::from_micros(micros)).spawn();
-            match spawned {
-                Ok(child) => {
-                    let exit = child.wait().unwrap();
-                    assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGKILL), Some(&Cause::DeadlineExceeded)));
-                    begun += 1;
-                }
-                Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
-                    assert!(!path.exists(), "after {micros} us: {error}");
-                }
+    in_own_process("an_error_of_spawn_says_that_nothing_has_begun", || {
+        let path = std::env::temp_dir().join(format!("pidloop-begun-{}", std::process::id()));
+        let busy = AtomicBool::new(true);
+        let mut begun = 0;
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while busy.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
             }
-            let _ = std::fs::remove_file(&path);
-        }
+            let _quiet = Quiet(&busy);
+            for micros in (0..common::rounds(40) as u64).map(|i| 200 + i * 200 % 8000) {
+                let mut command = sh(": > \"$0\"; exec sleep 60");
+                let spawned = command.arg(&path).timeout(Duration::from_micros(micros)).spawn();
+                match spawned {
+                    Ok(child) => {
+                        let exit = child.wait().unwrap();
+                        assert_eq!(
+                            (exit.signal(), exit.cause()),
+                            (Some(Signal::SIGKILL), Some(&Cause::DeadlineExceeded))
+                        );
+                        begun += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+                        assert!(!path.exists(), "after {micros} us: {error}");
+                    }
+                }
+                let _ = std::fs::remove_file(&path);
+            }
+        });
+        assert!(begun > 0);
+        assert_eq!(children_of_ours(), []);
     });
-    assert!(begun > 0);
-    assert_eq!(children_of_ours(), []);
 }
 
 /// `fanotify_init(2)`, `fanotify_mark(2)`.

@@ -278,6 +278,73 @@ fn every_difference_from_go_has_a_row() {
     }
 }
 
+/// Go's exported names: the first column answers each in its own section, and what the second one calls by name is there.
+#[test]
+fn every_exported_name_of_go_is_answered_by_one_that_exists() {
+    const NAMES: [(&str, &str); 4] = [
+        (
+            "os/exec",
+            "Command CommandContext LookPath Cmd Error Name Err Unwrap ErrNotFound ErrDot ExitError ErrWaitDelay Path Args Env Dir Stdin \
+             Stdout Stderr ExtraFiles SysProcAttr Process ProcessState Cancel WaitDelay Start Wait Run Output CombinedOutput StdinPipe \
+             StdoutPipe StderrPipe Environ String",
+        ),
+        (
+            "os",
+            "StartProcess FindProcess Process Pid Kill Signal Wait Release WithHandle ErrProcessDone ErrNoHandle Interrupt ProcAttr Dir Env \
+             Files Sys ProcessState Exited Success ExitCode String SysUsage UserTime SystemTime",
+        ),
+        (
+            "syscall.SysProcAttr",
+            "Chroot Credential Uid Gid Groups NoSetGroups Ptrace Setsid Setpgid Pgid Setctty Ctty Noctty Foreground Pdeathsig Cloneflags \
+             Unshareflags UidMappings GidMappings SysProcIDMap GidMappingsEnableSetgroups AmbientCaps UseCgroupFD CgroupFD PidFD Rusage \
+             WaitStatus Signal",
+        ),
+        (
+            "context",
+            concat!(
+                "Context Deadline Done Err Value WithValue Background TO",
+                "DO WithCancel WithCancelCause CancelCauseFunc CancelFunc Cause WithDeadline WithTimeout WithDeadlineCause ",
+                "WithTimeoutCause WithoutCancel AfterFunc Canceled DeadlineExceeded Timeout NotifyContext",
+            ),
+        ),
+    ];
+    let (page, sources) = (read("docs/FROM_GO.md"), sources());
+    for (section, names) in NAMES {
+        let text = page.split(&format!("\n## {section}\n")).nth(1).expect(section).split("\n## ").next().unwrap();
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "));
+        let (go, here): (Vec<&str>, Vec<&str>) = rows.unzip();
+        let words: HashSet<&str> = go.iter().flat_map(|cell| cell.split(|c: char| !c.is_alphanumeric())).collect();
+        for name in names.split_whitespace() {
+            assert!(words.contains(name), "docs/FROM_GO.md, {section}: {name}");
+        }
+        for code in here.iter().flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+            let code = code.trim_start_matches("defer ");
+            let path =
+                code.trim_start_matches('.').split(|c: char| !c.is_alphanumeric() && !"_:".contains(c)).next().unwrap();
+            let name = path.rsplit("::").find(|name| !name.is_empty()).unwrap_or_default();
+            let there = match name.starts_with(char::is_lowercase) {
+                true => [format!("fn {name}("), format!("fn {name}<")].iter().any(|start| sources.contains(start)),
+                false => sources.contains(name),
+            };
+            assert!(there, "docs/FROM_GO.md, {section}: {code}");
+        }
+    }
+}
+
+/// All of the library's.
+fn sources() -> String {
+    let mut pending = vec![root().join("src")];
+    let mut all = String::new();
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            all += &fs::read_to_string(&path).unwrap();
+        }
+    }
+    all
+}
+
 /// The first entry of a new version is what is under "Unreleased"; a released one has its section.
 #[test]
 fn the_changelog_has_a_place_for_what_is_new() {

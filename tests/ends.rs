@@ -183,6 +183,50 @@ fn drivers_come_and_go() {
     });
 }
 
+/// And none of them anybody else's children.
+#[test]
+fn a_driver_for_each_thread() {
+    in_own_process("a_driver_for_each_thread", || {
+        Command::new("true").spawn().unwrap().wait().unwrap();
+        let (before, threads_before) = (open_descriptors(), threads());
+        let all = Context::new();
+        let started = std::sync::Barrier::new(17);
+        thread::scope(|scope| {
+            for lane in 0..16 {
+                let (all, started) = (&all, &started);
+                scope.spawn(move || {
+                    let driver = Driver::new().unwrap();
+                    let own = all.child_context();
+                    let children: Vec<_> =
+                        (0..10).map(|_| driver.spawn(Command::new("sleep").arg("60").context(&own)).unwrap()).collect();
+                    for code in 0..10 {
+                        let exits = driver.spawn(&sh(&format!("exit {code}"))).unwrap();
+                        assert_eq!(exits.wait().unwrap().code(), Some(code));
+                    }
+                    started.wait();
+                    // Half of them are ended from without.
+                    if lane % 2 == 0 {
+                        own.cancel_with("own");
+                    }
+                    let expected = if lane % 2 == 0 { "own" } else { "all" };
+                    started.wait();
+                    for child in &children {
+                        let exit = child.wait_timeout(SOON).unwrap().expect("in time");
+                        assert_eq!(exit.cause().unwrap().to_string(), expected);
+                    }
+                    assert!(driver.shutdown(SOON, SOON).is_empty());
+                });
+            }
+            started.wait();
+            started.wait();
+            all.cancel_with("all");
+        });
+        eventually("all is given back", || {
+            threads() == threads_before && open_descriptors() == before && children_of_ours().is_empty()
+        });
+    });
+}
+
 #[test]
 fn two_drivers_and_two_reactors_share_a_context() {
     let ctx = Context::new();

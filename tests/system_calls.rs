@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Stdio as StdStdio;
 
 use common::skip;
-use pidloop::{Command, Reactor, Stdio};
+use pidloop::{Command, Context, Reactor, Stdio};
 
 const VARIABLE: &str = "PIDLOOP_TEST_CALLS";
 /// The difference between two runs is what the children cost: the rest is the same.
@@ -118,6 +118,16 @@ fn subjects() {
             command.uid(65534);
             (0..n).for_each(|_| assert!(command.status().unwrap().success()));
         }
+        "cancel" => {
+            let mut command = Command::new("/bin/sleep");
+            command.arg("60");
+            for _ in 0..n {
+                let ctx = Context::new();
+                let child = command.clone().context(&ctx).spawn().unwrap();
+                ctx.cancel();
+                assert!(child.wait().unwrap().cause().is_some());
+            }
+        }
         other => panic!("no such subject: {other}"),
     }
 }
@@ -185,6 +195,17 @@ fn with_a_user_id() {
     }
     if can_run("with_a_user_id") {
         check("with_a_user_id", subject("uid"), &format!("{EVERY} prctl 2 setgroups 1 setresuid 1"));
+    }
+}
+
+/// Whatever else it takes: one signal, by the pidfd.
+#[test]
+fn a03_a_cancel_sends_one_signal() {
+    const NAME: &str = "a03_a_cancel_sends_one_signal";
+    if can_run(NAME) {
+        let Some(counted) = subject("cancel") else { return check(NAME, None, "") };
+        let signals = ["pidfd_send_signal", "kill", "tkill", "tgkill"].map(|call| counted.get(call).copied());
+        assert_eq!(signals, [Some(1), None, None, None]);
     }
 }
 
