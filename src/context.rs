@@ -79,7 +79,7 @@ struct Node {
     /// Which process made it (promise 13).
     generation: u64,
     parent: Option<Context>,
-    /// Its place in its parent's list.
+    /// Its place in its parent's list. Set while it is made and read when nobody has it any more: an atomic for the sharing in between.
     place: AtomicUsize,
     /// The earliest of its own and those above.
     deadline: Option<Instant>,

@@ -13,6 +13,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("pidloop is for Linux 5.4 or later: it stands on pidfds and epoll");
 
+#[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_pointer_width = "64")))]
+compile_error!("pidloop makes the system calls of x86_64 and aarch64 alone, with pointers of 64 bits");
+
 mod cause;
 mod child;
 mod command;

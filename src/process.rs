@@ -87,6 +87,7 @@ pub(crate) fn group_flag_works() -> bool {
     !GROUP_FLAG_REFUSED.load(Ordering::Relaxed)
 }
 
+/// Relaxed: once true it stays so, and whoever still reads false asks the kernel and is told.
 static GROUP_FLAG_REFUSED: AtomicBool = AtomicBool::new(false);
 
 fn send_to_group(pidfd: BorrowedFd<'_>, pid: u32, signal: Signal) -> io::Result<()> {

@@ -196,6 +196,7 @@ fn bury(pidfd: OwnedFd, published: &Published) {
 
 /// What nothing works without, asked for once: on success it is not asked again.
 fn check_kernel() -> Result<()> {
+    // Relaxed: whoever does not know yet asks once more.
     static CHECKED: AtomicBool = AtomicBool::new(false);
     if CHECKED.load(Ordering::Relaxed) {
         return Ok(());
@@ -342,7 +343,8 @@ struct Ways {
     fetch: bool,
 }
 
-/// What was refused, by an older kernel or a sandbox, and not missed: it is not tried again.
+/// What was refused, by an older kernel or a sandbox, and not missed: it is not tried again. Relaxed: a thread that does not know yet
+/// tries, and learns it.
 struct Refused {
     clone3: AtomicBool,
     clear_handlers: AtomicBool,

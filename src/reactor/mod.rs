@@ -140,7 +140,7 @@ impl Reactor {
     /// Waits at most `timeout` (`None`: for ever) until something happens, and deals with it: exits, contexts, deadlines,
     /// pipes. Bounded: what is left after a thousand events waits for the next turn, and the descriptor stays readable.
     ///
-    /// Returns early when a signal handler ran. `epoll_wait(2)`.
+    /// Returns early when a signal handler ran; else a `timeout` is rounded up to milliseconds. `epoll_wait(2)`.
     ///
     /// # Errors
     ///

@@ -82,7 +82,7 @@ pub(crate) fn start_elsewhere(
     seen: impl Fn(&Arc<Cell>) -> Result<()> + Send + 'static,
     done: impl FnOnce(Result<Arc<Cell>>) + Send + 'static,
 ) -> Result<()> {
-    let shown = command.shown().to_string();
+    let shown = command.shown();
     let on_this_thread = command.options.on_this_thread;
     let called_at = Instant::now();
     let begun = core.check_ours().and_then(|()| {

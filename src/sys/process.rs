@@ -117,7 +117,7 @@ pub(crate) fn status_after_theft(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     known.then(|| ExitStatus::from_raw(info.exit_code))
 }
 
-/// `pidfd_send_signal(2)`, to the process. `ESRCH` (reaped) is not an error: the signal came too late.
+/// `pidfd_send_signal(2)`, to the process. `ESRCH` if it is reaped.
 pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     send(pidfd, signal, 0)
 }
@@ -199,6 +199,7 @@ pub(super) fn signal_unborn(raw_pidfd: i32, signal: i32) -> io::Result<()> {
 pub(crate) fn generation() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let page = wiped_on_fork();
+    // Relaxed throughout: a number and nothing behind it. A fork is seen by the copy's only thread, which made it.
     let seen = page.load(Ordering::Relaxed);
     if seen != 0 {
         return seen;

@@ -46,7 +46,8 @@ pub(crate) struct Cell {
     pub(crate) label: Arc<str>,
     /// The pidfd's number, written by the kernel before the child runs: its creator is suspended until the exec.
     pub(crate) published: Published,
-    /// 0 before it is born. Not under the lock, which may be held for ever in a forked copy.
+    /// 0 before it is born. Not under the lock, which may be held for ever in a forked copy. Relaxed: whoever must not see the 0 has the
+    /// child from its creator, or its pidfd from under the lock, both after this was set.
     pid: AtomicU32,
     life: Mutex<Life>,
     /// Signalled at the death and when the streams are done.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 
 use super::{Cell, Life, Owner, WakeKey};
-use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::error::{ErrorKind, Result};
 use crate::exit::Exit;
 use crate::process::{self, Scope, WaitMode};
 
@@ -213,7 +213,8 @@ impl Cell {
         let Some(pidfd) = life.open_pidfd() else {
             return Err(self.error(ErrorKind::NoSuchChild).saying("it has been reaped"));
         };
-        pidfd.try_clone().map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))
+        // No number is left, or no memory for a longer table.
+        pidfd.try_clone().map_err(|e| self.error(ErrorKind::NoDescriptors).because(e))
     }
 }
 
