@@ -88,7 +88,7 @@ fn captures(bench: &mut Bench) {
     let (n, ms) = (bench.pick(2000, 500), bench.pick(2000, 250));
     let job = format!("spawn n={n} ms={ms} k=64 stdio=capture args=c child={}", bench.tiny());
     let figures = bench.measure(Case::new("small/64", Unit::MicrosPerChild, "pidloop").for_each(&ALL, &job));
-    let ours = figures.faster("pidloop", "pidloop-reactor");
+    let ours = figures.lower(&["pidloop", "pidloop-async", "pidloop-reactor"]);
     for (peer, bound) in [("tokio-mt", 1.25), ("std", 1.15), ("go", 1.6)] {
         bench.goal(
             "P12",

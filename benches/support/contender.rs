@@ -1,9 +1,11 @@
 //! pidloop as a contender: its public API with default options, as the documentation shows it.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Wake, Waker};
@@ -11,6 +13,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use pidloop::{Child, Command, Context, Limit, Reactor, Resource, Stdio};
+use tokio::task::LocalSet;
 
 use super::worker::{Bytes, Contender, How, Load, Streams, Tally, in_threads, nanos, serve, unsupported};
 
@@ -39,7 +42,7 @@ enum Way {
     Status,
     /// `spawn` and `wait`.
     Wait,
-    /// `spawn_async` and `wait_async`.
+    /// `spawn_async` and `wait_async`; `status_async` and `output_async`, a task for each, where many are in flight.
     Async,
 }
 
@@ -176,6 +179,37 @@ fn oldest_first(load: Load, how: &How) -> io::Result<Tally> {
     Ok(Tally { wall: begin.elapsed(), each })
 }
 
+/// A task for each child in flight, all on the calling thread, by an executor that knows nothing of processes.
+fn as_tasks(load: Load, how: &How) -> io::Result<Tally> {
+    let begin = Instant::now();
+    let left = Rc::new(Cell::new(load.n));
+    let work = |how: How, left: Rc<Cell<u64>>| async move {
+        let mut each = Vec::new();
+        while begin.elapsed() < load.limit && left.get() > 0 {
+            left.set(left.get() - 1);
+            let start = Instant::now();
+            if how.streams == Streams::Capture {
+                command(&how)?.output_async().await?;
+            } else {
+                command(&how)?.status_async().await?;
+            }
+            each.push(nanos(start.elapsed()));
+        }
+        io::Result::Ok(each)
+    };
+    let tasks = LocalSet::new();
+    let handles: Vec<_> = (0..load.in_flight).map(|_| tasks.spawn_local(work(how.clone(), left.clone()))).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let each = runtime.block_on(tasks.run_until(async {
+        let mut all = Vec::new();
+        for handle in handles {
+            all.extend(handle.await.map_err(io::Error::other)??);
+        }
+        io::Result::Ok(all)
+    }))?;
+    Ok(Tally { wall: begin.elapsed(), each })
+}
+
 /// Each of the calling threads has its share of the load.
 fn shared_out(load: Load, how: &How, one: fn(Load, &How) -> io::Result<Tally>) -> io::Result<Tally> {
     let share = Load { n: load.n / load.threads, in_flight: (load.in_flight / load.threads).max(1), ..load };
@@ -266,7 +300,7 @@ impl Contender for Pidloop {
         if load.in_flight <= 1 {
             return in_threads(load, load.threads, || self.run(how));
         }
-        shared_out(load, how, oldest_first)
+        shared_out(load, how, if self.way == Way::Async { as_tasks } else { oldest_first })
     }
 
     /// All under one context.

@@ -76,9 +76,10 @@ impl Figures {
         self.ratio_of(over, under, |series, round| series.answers.get(round)?.number(key))
     }
 
-    /// Which of two of ours: each goal is for the fastest documented use.
-    pub fn faster<'a>(&self, one: &'a str, other: &'a str) -> &'a str {
-        if self.ratio(other, one).is_some_and(|ratio| ratio.median < 1.0) { other } else { one }
+    /// Which of ours has the lower figure: each goal is for the fastest documented use.
+    pub fn lower<'a>(&self, ours: &[&'a str]) -> &'a str {
+        let median = |name: &&str| self.spread(name).map_or(f64::INFINITY, |spread| spread.median);
+        ours.iter().copied().min_by(|a, b| median(a).total_cmp(&median(b))).unwrap_or_default()
     }
 
     /// Which of ours has the higher figure.

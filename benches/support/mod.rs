@@ -26,9 +26,10 @@ pub use subject::{Answer, Subject};
 use toolchain::Programs;
 
 /// Those who take part in most cases, in the order of the tables.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     "floor",
     "pidloop",
+    "pidloop-async",
     "pidloop-reactor",
     "std",
     "tokio-ct",
