@@ -1,7 +1,7 @@
 //! What went wrong, with which command, in which step. Knows the vocabulary of the crate; knows nothing of how a child is started or watched.
 
 use std::error::Error as StdError;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -471,7 +471,13 @@ impl Error {
             shown = &shown[shown.iter().take(3).take_while(|byte| within(byte)).count()..];
         }
         let dots = if shown.len() < stderr.len() { "…" } else { "" };
-        write!(f, "\nstderr: {dots}{}", String::from_utf8_lossy(shown))
+        write!(f, "\nstderr: {dots}")?;
+        // What a program writes must not steer the terminal that shows our message.
+        String::from_utf8_lossy(shown).chars().try_for_each(|c| match c {
+            '\n' | '\t' => f.write_char(c),
+            c if c.is_control() => write!(f, "{}", c.escape_default()),
+            c => f.write_char(c),
+        })
     }
 }
 

@@ -163,7 +163,8 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
         };
         match ways.without_the_refused(failure, script.sweep) {
             Some(fewer) => ways = fewer,
-            None if busy.may_try_again(failure) => {}
+            // Whoever has a reason to stop meanwhile waits for no file.
+            None if !plan.publish.is_unwanted() && busy.may_try_again(failure) => {}
             None => return Err(blame(plan, &script, failure)),
         }
     }

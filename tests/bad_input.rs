@@ -525,3 +525,20 @@ fn an_error_on_every_way_names_the_command_and_hides_secrets() {
     assert_eq!(reactor.spawn(&command).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(reactor.is_empty());
 }
+
+/// A reason to stop ends the tries at a busy program file. Without it they take 50 ms; on a busy machine a try may last that long itself.
+#[test]
+fn a_deadline_does_not_wait_for_a_busy_file() {
+    let dir = std::env::temp_dir().join(format!("pidloop-{}-busy-late", std::process::id()));
+    std::fs::copy("/bin/true", &dir).unwrap();
+    let writer = std::fs::File::options().append(true).open(&dir).unwrap();
+    let in_time = (0..10).any(|_| {
+        let start = std::time::Instant::now();
+        let error = Command::new(&dir).timeout(Duration::from_millis(5)).spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+        start.elapsed() < Duration::from_millis(50)
+    });
+    assert!(in_time);
+    drop(writer);
+    std::fs::remove_file(dir).unwrap();
+}

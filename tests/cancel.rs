@@ -182,7 +182,7 @@ fn a15_without_a_cancel_there_is_nothing_to_tell() {
 
 #[test]
 fn a17_a_stream_held_after_a_clean_exit_is_an_error() {
-    let error = holding("exit 0").wait_delay(Duration::from_millis(10)).output().unwrap_err();
+    let error = holding("exit 0").wait_delay(MOMENT * 4).output().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutputCut);
     let exit = error.exit().unwrap();
     assert!(exit.success() && exit.held_open().stderr && !exit.held_open().stdout);
@@ -192,12 +192,7 @@ fn a17_a_stream_held_after_a_clean_exit_is_an_error() {
 #[test]
 fn a18_a_non_success_is_blamed_before_the_held_stream() {
     let mut command = holding("exit 3");
-    let error = command
-        .stdout(Stdio::captured())
-        .stderr(Stdio::captured())
-        .wait_delay(Duration::from_millis(10))
-        .run()
-        .unwrap_err();
+    let error = command.stdout(Stdio::captured()).stderr(Stdio::captured()).wait_delay(MOMENT * 4).run().unwrap_err();
     assert_eq!((error.kind(), error.exit().unwrap().code()), (ErrorKind::Unsuccessful, Some(3)));
     assert!(error.exit().unwrap().output_held_open());
     kill_holder(&error.output().unwrap().stdout);

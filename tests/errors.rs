@@ -503,3 +503,13 @@ fn times_are_in_order_and_none_is_early() {
         assert!(exit.reaped_at().unwrap() >= exit.exited_at() && exit.exited_at() <= Instant::now());
     }
 }
+
+/// What a child wrote to stderr is shown, and cannot steer the terminal that shows it.
+#[test]
+fn a_message_with_a_childs_stderr_has_no_control_characters() {
+    let error = sh(r"printf 'a\033[31mb\0c\n\td' >&2; exit 1").stderr(Stdio::captured()).run().unwrap_err();
+    let (first, shown) = error.to_string().split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert!(first.ends_with("exit status 1"), "{first}");
+    assert_eq!(shown, "stderr: a\\u{1b}[31mb\\u{0}c\n\td");
+    assert_eq!(error.output().unwrap().stderr, b"a\x1b[31mb\0c\n\td");
+}

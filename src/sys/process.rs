@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -153,18 +153,26 @@ pub(crate) struct Published {
     raw: AtomicI32,
     /// 0: no child.
     child: AtomicI32,
+    /// Somebody wants no child: one that is not there yet is not tried for again.
+    unwanted: AtomicBool,
     /// Held while the number is used, and while it is taken back: it is never closed under a signal, nor used by somebody else.
     closing: Mutex<()>,
 }
 
 impl Published {
     pub(crate) fn new() -> Published {
-        Published { raw: AtomicI32::new(-1), child: AtomicI32::new(0), closing: Mutex::new(()) }
+        Published {
+            raw: AtomicI32::new(-1),
+            child: AtomicI32::new(0),
+            unwanted: AtomicBool::new(false),
+            closing: Mutex::new(()),
+        }
     }
 
     /// SIGKILL, if there is a child; says whether it was sent. Not there yet: nothing; the caller comes again.
     pub(crate) fn kill(&self) -> bool {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.unwanted.store(true, Ordering::Release);
         self.child.load(Ordering::Acquire) != 0 && signal_unborn(self.number(), libc::SIGKILL).is_ok()
     }
 
@@ -173,6 +181,11 @@ impl Published {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
         self.child.store(0, Ordering::Release);
         f()
+    }
+
+    /// Whether [`Published::kill`] was called.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.unwanted.load(Ordering::Acquire)
     }
 
     pub(super) fn number(&self) -> i32 {

@@ -12,6 +12,7 @@ mod stopping;
 mod terminal;
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,15 @@ use rustix::process::{Pid, Signal, kill_process};
 fn pidloop() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pidloop"));
     command.env_remove("NO_COLOR").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // What a script starts in the background ignores these, and then so do we.
+    // SAFETY: two system calls, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+            Ok(())
+        });
+    }
     command
 }
 

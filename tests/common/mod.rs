@@ -102,10 +102,10 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A shell command.
+/// A shell command. A shell cannot trap what is ignored when it starts, and a script's background job ignores SIGINT.
 pub fn sh(script: &str) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", script]);
+    command.args(["-c", script]).reset_signals();
     command
 }
 
