@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{SOON, in_own_process, sh, skip, spawn_ready};
+use common::{SOON, children_of_ours, eventually, in_own_process, sh, skip, spawn_ready};
 use pidloop::{
     Cancel, Command, Context, Driver, Error, ErrorKind, Exit, IoPriority, Limit, Namespace, Reactor, Resource,
     Scheduler, Signal, Stage, Stdio,
@@ -316,6 +316,18 @@ fn refuse(number: libc::c_long, errno: i32) {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program), 0);
     }
+}
+
+#[test]
+fn a_command_whose_output_cannot_be_read_leaves_no_child() {
+    in_own_process("a_command_whose_output_cannot_be_read_leaves_no_child", || {
+        // The driver's thread is there, and not in the sandbox.
+        Command::new("true").run().unwrap();
+        refuse(libc::SYS_fcntl, libc::EPERM);
+        let error = sleeper().stdout(Stdio::piped()).status().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Streams)), "{error}");
+        eventually("it is killed and reaped", || children_of_ours().is_empty());
+    });
 }
 
 // ── all of them ──

@@ -8,6 +8,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cause::Cause;
 use crate::command::Command;
 use crate::driver::{Driver, default_core};
 use crate::error::{Error, Result};
@@ -106,13 +107,13 @@ impl Command {
 
     fn finish(&self, defaults: Defaults) -> Result<(Exit, Captured)> {
         let core = self.default_core()?;
-        if defaults == Defaults::Inherit && self.is_plain() {
-            // Nothing else can happen that anybody has to watch for: the caller waits and reaps itself.
-            let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched: false })?;
-            return wait_directly(&cell).map(|exit| (exit, Captured::default()));
-        }
-        let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched: true })?;
-        finish(&cell)
+        // Where nothing else can happen that anybody has to watch for the caller waits and reaps itself.
+        let watched = defaults != Defaults::Inherit || !self.is_plain();
+        let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched })?;
+        let held = Held(Some(cell));
+        let finished = if watched { finish(held.cell())? } else { (wait_directly(held.cell())?, Captured::default()) };
+        held.release();
+        Ok(finished)
     }
 }
 
@@ -156,6 +157,36 @@ fn finish(cell: &Arc<Cell>) -> Result<(Exit, Captured)> {
 /// A wait without an end has an exit.
 fn sure(exit: Option<Exit>) -> Result<Exit> {
     exit.ok_or_else(|| Error::new(crate::error::ErrorKind::StatusLost))
+}
+
+/// A child that nobody else has a handle of: unless it comes to its end it goes with the call or the future that started it.
+struct Held(Option<Arc<Cell>>);
+
+impl Held {
+    fn cell(&self) -> &Arc<Cell> {
+        self.0.as_ref().expect("held until it is released")
+    }
+
+    fn release(mut self) -> Arc<Cell> {
+        self.0.take().expect("released once")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(cell) = self.0.take() {
+            give_up(cell);
+        }
+    }
+}
+
+/// Kills a child that nobody wants any more.
+fn give_up(cell: Arc<Cell>) {
+    // A forked copy: it is not ours.
+    if cell.check_ours().is_ok() {
+        cell.kill_stopping(Cause::Dropped);
+    }
+    drop(Child { cell });
 }
 
 fn spawn(core: &Arc<Core>, command: &Command) -> Result<Child> {

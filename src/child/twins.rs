@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
-use super::{BUSY, Child, judge_output, judge_run, judge_status, sure};
+use super::{BUSY, Child, Held, give_up, judge_output, judge_run, judge_status, sure};
 use crate::cause::Cause;
 use crate::command::Command;
 use crate::driver::{Driver, default_core};
@@ -202,36 +202,6 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.key.into_iter().for_each(|key| self.cell.forget_waker(key));
     }
-}
-
-/// A child that its future takes with it, unless it comes to its end.
-struct Held(Option<Arc<Cell>>);
-
-impl Held {
-    fn cell(&self) -> &Arc<Cell> {
-        self.0.as_ref().expect("held until it is released")
-    }
-
-    fn release(mut self) -> Arc<Cell> {
-        self.0.take().expect("released once")
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(cell) = self.0.take() {
-            give_up(cell);
-        }
-    }
-}
-
-/// Kills a child that nobody wants any more.
-fn give_up(cell: Arc<Cell>) {
-    // A forked copy: it is not ours.
-    if cell.check_ours().is_ok() {
-        cell.kill_stopping(Cause::Dropped);
-    }
-    drop(Child { cell });
 }
 
 /// A child that is being started on a spawner thread.
