@@ -12,6 +12,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::io::Errno;
 use slab::Slab;
 
 use crate::cause::Cause;
@@ -230,8 +231,14 @@ impl Context {
     /// find that out.
     pub fn from_fd(fd: OwnedFd, when: When) -> Result<Context> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| Error::os(Stage::Register, e.into()))?;
-        epoll::add(&epoll, &fd, epoll::EventData::new_u64(0), epoll::EventFlags::empty())
-            .map_err(|e| Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(e))?;
+        epoll::add(&epoll, &fd, epoll::EventData::new_u64(0), epoll::EventFlags::empty()).map_err(
+            |errno| match errno {
+                Errno::PERM => {
+                    Error::new(ErrorKind::InvalidInput).saying("the descriptor cannot be polled").because(errno)
+                }
+                _ => Error::os(Stage::Register, errno.into()),
+            },
+        )?;
         Ok(Context::build(None, None, Some(Source::Fd(crate::spawn::raise(fd), when))))
     }
 

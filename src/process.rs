@@ -127,7 +127,8 @@ fn by_number(pidfd: BorrowedFd<'_>, leader: Option<Pid>, signal: Signal) -> io::
     }
 }
 
-/// Learns, once, whether a pidfd can signal a group: asked with signal 0 before the answer is needed.
+/// Learns whether a pidfd can signal a group, unless that is known to be refused: asked with signal 0 before the answer is needed, and
+/// of each group anew, since a sandbox may have been put up meanwhile.
 pub(crate) fn probe_group_flag(pidfd: BorrowedFd<'_>) {
     let refusals = [libc::EINVAL, libc::ENOSYS, libc::EPERM];
     if group_flag_works()

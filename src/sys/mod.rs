@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use self::process::generation;
+use self::process::{PIDFD_SIGNAL_PROCESS_GROUP, generation};
 
 /// A value for the whole process that can be replaced but is never freed, since somebody may be looking at it. A pointer and no
 /// lock: a lock could be held by another thread when the process is forked.
@@ -117,7 +117,6 @@ pub(crate) fn probe() -> Probed {
     };
     // SAFETY: clone3(2) with an empty structure, close_range(2) from above to below, pidfd_send_signal(2) to no descriptor.
     unsafe {
-        const PIDFD_SIGNAL_PROCESS_GROUP: u32 = 4;
         Probed {
             clone3: knows(libc::syscall(libc::SYS_clone3, ptr::null::<u8>(), 0usize)),
             close_range: knows(libc::syscall(libc::SYS_close_range, 2u32, 1u32, 4u32)),

@@ -14,7 +14,7 @@ use rustix::process::Pid;
 use crate::exit::Usage;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP` (Linux 6.9).
-const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+pub(super) const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 
 /// What `waitid` says of a pidfd.
 #[derive(Debug)]
