@@ -162,13 +162,13 @@ impl Run {
         let Some(id) = self.streamers.get(&(number - which as u64)).copied() else {
             return;
         };
-        if self.printer.is_full() {
-            return self.leave_unread(id, number);
-        }
         let Some(Running { job, streams: Some(streams), .. }) = self.running.get_mut(&id) else {
             return;
         };
         let seq = job.seq;
+        if self.printer.is_full_for(seq) {
+            return self.leave_unread(id, number);
+        }
         match streams.read(which) {
             Read::Lines(lines) => self.print_piece(id, seq, which, lines),
             Read::End(rest) => {
@@ -187,13 +187,17 @@ impl Run {
         }
     }
 
-    /// The printer has caught up.
+    /// The printer may have caught up.
     pub(crate) fn read_again(&mut self) {
         for number in std::mem::take(&mut self.unread) {
             let which = number % 2;
-            let id = self.streamers.get(&(number - which));
-            let streams = id.and_then(|id| self.running.get(id)).and_then(|running| running.streams.as_ref());
-            if let Some(Err(error)) = streams.map(|streams| self.watch_stream(streams, which as usize)) {
+            let running = self.streamers.get(&(number - which)).and_then(|id| self.running.get(id));
+            let Some(Running { job, streams: Some(streams), .. }) = running else {
+                continue;
+            };
+            if self.printer.is_full_for(job.seq) {
+                self.unread.push(number);
+            } else if let Err(error) = self.watch_stream(streams, which as usize) {
                 self.fail(&error);
             }
         }

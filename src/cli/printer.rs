@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -63,13 +63,17 @@ impl Stream {
 }
 
 impl Message {
+    /// What it takes in memory: jobs without output have an end, too.
     fn bytes(&self) -> usize {
-        match self {
+        let content = match self {
             Message::Piece { bytes, .. } | Message::Note(bytes) => bytes.len(),
             Message::Ended(ended) => {
-                ended.output.iter().chain(ended.files.iter().map(|(_, bytes)| bytes)).map(Vec::len).sum()
+                let files = ended.files.iter().map(|(_, bytes)| bytes);
+                let parts = ended.output.iter().chain(files).chain(&ended.record);
+                parts.map(Vec::len).sum::<usize>() + size_of::<Ended>()
             }
-        }
+        };
+        content + size_of::<Message>()
     }
 }
 
@@ -92,9 +96,27 @@ impl Failure {
 
 #[derive(Debug, Default)]
 struct Shared {
-    queued_bytes: AtomicUsize,
+    /// What waits to be written.
+    ready_bytes: AtomicUsize,
+    /// What waits for the turn of its job.
+    held_bytes: AtomicUsize,
+    /// The job whose turn it is; 0: there are no turns.
+    turn: AtomicU64,
     failure: Mutex<Option<Failure>>,
     done: AtomicBool,
+}
+
+impl Shared {
+    fn queued_bytes(&self) -> usize {
+        self.ready_bytes.load(Ordering::Relaxed) + self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes some from what is ready; whether that makes room for somebody who looked before.
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.ready_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let crosses = |held: usize| before + held >= QUEUED_MAX_BYTES && before + held - bytes < QUEUED_MAX_BYTES;
+        crosses(0) || crosses(self.held_bytes.load(Ordering::Relaxed))
+    }
 }
 
 /// The thread, as the loop sees it.
@@ -112,7 +134,7 @@ impl Printer {
     /// The message: no thread is to be had.
     pub(crate) fn new(keeps_order: bool, joblog: Option<Joblog>, bar: Bar, waker: Waker) -> Result<Printer, String> {
         let (sender, messages) = channel();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { turn: AtomicU64::new(keeps_order.into()), ..Shared::default() });
         let order = keeps_order.then(|| Order { next: 1, held: BTreeMap::new() });
         let press = Press { order, joblog, bar, waker, shared: shared.clone(), lost_stdout: false };
         let main = move || press.run(&messages);
@@ -121,7 +143,7 @@ impl Printer {
     }
 
     pub(crate) fn send(&self, message: Message) {
-        self.shared.queued_bytes.fetch_add(message.bytes(), Ordering::Relaxed);
+        self.shared.ready_bytes.fetch_add(message.bytes(), Ordering::Relaxed);
         match (&self.messages, message) {
             // The thread ends when this sender is gone, not before.
             (Some(messages), message) => drop(messages.send(message)),
@@ -133,7 +155,15 @@ impl Printer {
 
     /// Whether so much waits to be printed that no more should be made.
     pub(crate) fn is_full(&self) -> bool {
-        self.shared.queued_bytes.load(Ordering::Relaxed) >= QUEUED_MAX_BYTES
+        self.shared.queued_bytes() >= QUEUED_MAX_BYTES
+    }
+
+    /// The same for the output of one job. What the others hold back does not stop the one whose turn it is: they wait for its end.
+    pub(crate) fn is_full_for(&self, seq: u64) -> bool {
+        if self.shared.turn.load(Ordering::Relaxed) == seq {
+            return self.shared.ready_bytes.load(Ordering::Relaxed) >= QUEUED_MAX_BYTES;
+        }
+        self.is_full()
     }
 
     /// What has gone wrong; once.
@@ -199,7 +229,14 @@ impl Press {
             return self.print(message);
         };
         if seq != order.next {
+            let bytes = message.bytes();
             order.held.entry(seq).or_default().push(message);
+            // In this order: who looks meanwhile finds too much room rather than too little, of which nobody would tell it.
+            let makes_room = self.shared.take(bytes);
+            self.shared.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if makes_room {
+                self.waker.wake();
+            }
             return;
         }
         let mut ended = matches!(message, Message::Ended(_));
@@ -218,7 +255,16 @@ impl Press {
             return Vec::new();
         };
         order.next += 1;
-        order.held.remove(&order.next).unwrap_or_default()
+        let messages = order.held.remove(&order.next).unwrap_or_default();
+        let bytes = messages.iter().map(Message::bytes).sum();
+        self.shared.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.shared.ready_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.turn.store(order.next, Ordering::Relaxed);
+        if self.shared.queued_bytes() >= QUEUED_MAX_BYTES {
+            // Its turn is room for a job that is not read.
+            self.waker.wake();
+        }
+        messages
     }
 
     fn print(&mut self, message: Message) {
@@ -241,8 +287,7 @@ impl Press {
             self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
             self.waker.wake();
         }
-        let before = self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if before >= QUEUED_MAX_BYTES && before - bytes < QUEUED_MAX_BYTES {
+        if self.shared.take(bytes) {
             self.waker.wake();
         }
     }

@@ -421,9 +421,7 @@ impl Run {
             Some(Failure::Stdout(why) | Failure::File(why)) => self.fail(&why),
             None => {}
         }
-        if !self.printer.is_full() {
-            self.read_again();
-        }
+        self.read_again();
     }
 
     fn on_alarm(&mut self, alarm: Alarm) {

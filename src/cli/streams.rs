@@ -61,8 +61,7 @@ impl Streams {
             Ok(0) => self.close(which),
             Ok(length) => {
                 self.bytes += if which == 0 { length as u64 } else { 0 };
-                self.begun[which].extend_from_slice(&chunk[..length]);
-                Read::Lines(self.whole_lines(which))
+                Read::Lines(self.whole_lines(which, &chunk[..length]))
             }
             Err(Errno::AGAIN | Errno::INTR) => Read::Lines(Vec::new()),
             Err(_) => self.close(which),
@@ -100,10 +99,13 @@ impl Streams {
         Read::End(std::mem::take(&mut self.begun[which]))
     }
 
-    fn whole_lines(&mut self, which: usize) -> Vec<u8> {
+    /// The lines that `chunk` completes; what was begun before has no newline.
+    fn whole_lines(&mut self, which: usize, chunk: &[u8]) -> Vec<u8> {
         let begun = &mut self.begun[which];
-        let end = match begun.iter().rposition(|byte| *byte == b'\n') {
-            Some(newline) => newline + 1,
+        let before = begun.len();
+        begun.extend_from_slice(chunk);
+        let end = match chunk.iter().rposition(|byte| *byte == b'\n') {
+            Some(newline) => before + newline + 1,
             None if begun.len() > LINE_HELD_MAX_BYTES => begun.len(),
             None => 0,
         };

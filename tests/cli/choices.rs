@@ -100,6 +100,15 @@ fn lines_come_as_they_are_written() {
 }
 
 #[test]
+fn much_that_is_held_back_does_not_stop_the_first_job() {
+    // Each writes more than a pipe holds, the second, which is first to write, more than is ever held back.
+    let script = "case $0 in 1) sleep 1; seq 100000;; *) seq 10000000;; esac";
+    let ran = run(&["-k", "--line-buffer", "-j2", "--timeout", "20", "sh", "-c", script, ":::", "1", "2"]);
+    assert_eq!((ran.code(), &*ran.stderr), (0, ""));
+    assert!(ran.stdout.lines().map(|line| line.parse::<u32>().unwrap()).eq((1..=100_000).chain(1..=10_000_000)));
+}
+
+#[test]
 fn lines_of_the_first_job_come_first_if_asked() {
     let script = "sleep 0.$((3 - $0)); echo $0; sleep 0.1; echo $0";
     let ran = run(&["-k", "--line-buffer", "-j3", "sh", "-c", script, ":::", "0", "1", "2"]);
