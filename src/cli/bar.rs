@@ -23,7 +23,11 @@ pub(crate) struct Progress {
 
 impl Bar {
     pub(crate) fn new(shown: bool) -> Bar {
-        Bar(shown.then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))))
+        let bar = || ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+        let bar = Bar(shown.then(bar));
+        // Also while nothing has come yet.
+        bar.update(Progress { ended: 0, failed: 0, running: 0, total: None });
+        bar
     }
 
     pub(crate) fn is_shown(&self) -> bool {

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::vec::IntoIter;
 
+use super::voice;
 use super::wake::Waker;
 
 /// How much is read of an input at once.
@@ -362,6 +363,9 @@ impl Sources {
 
 fn open_lines(path: &Path, delimiter: u8, waker: Waker) -> Result<Lines, String> {
     if path.as_os_str() == "-" {
+        if io::stdin().is_terminal() {
+            voice::complain("arguments are read from the terminal, one a line; Ctrl-D ends them");
+        }
         return Lines::new(io::stdin(), delimiter, waker);
     }
     let file = File::open(path).map_err(|error| complain(path, &error))?;

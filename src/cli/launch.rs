@@ -1,6 +1,6 @@
 //! From the words of a job to a command of the library, and from its errors to messages. Knows no queue.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -152,7 +152,18 @@ pub(crate) fn explain(error: &Error, words: &[OsString]) -> (String, i32) {
     if let Some(longest) = words.iter().map(|word| word.len()).max().filter(|bytes| *bytes > ARGUMENT_MAX_BYTES) {
         why = format!("{why}: an argument has {longest} bytes, and Linux takes {ARGUMENT_MAX_BYTES}");
     }
-    (why, if error.kind() == ErrorKind::NotFound { 127 } else { 126 })
+    if error.kind() != ErrorKind::NotFound {
+        return (why, 126);
+    }
+    if words.first().is_some_and(|program| is_for_a_shell(program)) {
+        why.push_str(" (no shell reads the command unless you say --shell)");
+    }
+    (why, 127)
+}
+
+/// Whether a program's name looks like a whole command line, or like what only a shell understands.
+fn is_for_a_shell(program: &OsStr) -> bool {
+    program.as_encoded_bytes().iter().any(|byte| byte.is_ascii_whitespace() || b"|&;<>()$`*?=".contains(byte))
 }
 
 #[cfg(test)]

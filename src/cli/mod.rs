@@ -23,7 +23,7 @@ mod values;
 mod voice;
 mod wake;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -50,9 +50,14 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     if let Some(document) = document(&options) {
-        // A reader that went away has read enough.
-        let _ = std::io::stdout().write_all(&document);
-        return ExitCode::SUCCESS;
+        return match std::io::stdout().write_all(&document).and_then(|()| std::io::stdout().flush()) {
+            // A reader that went away has read enough.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                complain(&format!("standard output: {error}"));
+                ExitCode::from(FAILED)
+            }
+            _ => ExitCode::SUCCESS,
+        };
     }
     match prepare(options) {
         // A panic's own exit status is that of more than 100 failed jobs.

@@ -21,6 +21,7 @@ use super::values::{Jobs, bytes, duration};
 #[command(
     name = "pidloop",
     version,
+    args_override_self = true,
     override_usage = "pidloop [OPTIONS] [COMMAND [ARGUMENT]...] [::: ARGUMENT...]...",
     after_help = "Exit status: 0 if every job succeeded; 1 to 100: so many failed; 101: more than 100 did; 130, 143, 129: stopped by \
                   SIGINT, SIGTERM, SIGHUP; 255: pidloop itself failed. The manual is docs/CLI.md."
@@ -63,7 +64,7 @@ pub(crate) struct Options {
     )]
     pub(crate) jobs: Jobs,
 
-    /// Stops a job that runs for longer than D (seconds, or as in "1m30s").
+    /// Stops a job that runs for longer than D (seconds, or as in "1m30s"); 0: none.
     #[arg(long, value_name = "D", value_parser = duration, help_heading = "Running")]
     pub(crate) timeout: Option<Duration>,
 

@@ -358,7 +358,8 @@ impl Run {
     }
 
     fn started(&mut self, id: ChildId, job: Job, slot: usize, started: Start) {
-        let deadline = self.options.timeout.and_then(|limit| self.timers.arm(limit, Alarm::Deadline(id)));
+        let limit = self.options.timeout.filter(|limit| !limit.is_zero());
+        let deadline = limit.and_then(|limit| self.timers.arm(limit, Alarm::Deadline(id)));
         let streams = if self.launcher.streams() { self.open_streams(id) } else { None };
         let pid = self.reactor.pid(id).unwrap_or(0);
         let running = Running { job, slot, pid, started, deadline, stopped: None, streams, exit: None };

@@ -51,6 +51,16 @@ fn a_missing_program_is_named() {
 }
 
 #[test]
+fn a_command_that_needs_a_shell_is_told_so() {
+    for words in [&["echo {} | wc -c", ":::", "a"][..], &[":::", "A=1 env"]] {
+        let ran = run(words);
+        assert_eq!((ran.code(), &*ran.stdout), (1, ""));
+        assert!(ran.stderr.contains("(no shell reads the command unless you say --shell)"), "{}", ran.stderr);
+    }
+    assert!(!run(&["no-such-program", ":::", "a b"]).stderr.contains("--shell"));
+}
+
+#[test]
 fn arguments_need_not_be_utf8() {
     let ran = run_command(pidloop().arg("printf").arg(r"%s\n").args([":::"]).arg(OsStr::from_bytes(b"a\xffb")), b"");
     assert_eq!((ran.code(), &*ran.stdout), (0, "a\u{fffd}b\n"));

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use super::choices::Dir;
 use super::{run, run_command, run_with, start};
 
 fn numbers(count: usize) -> Vec<u8> {
@@ -22,6 +23,26 @@ fn the_command_of_the_readme_prints_what_the_readme_says() {
     let ran = run_command(&mut shell, b"");
     assert_eq!(ran.stdout, printed.split_once("```").unwrap().0);
     assert_eq!((ran.code(), &*ran.stderr), (0, ""));
+}
+
+#[test]
+fn the_examples_of_the_manual_print_what_it_says() {
+    let manual = include_str!("../../docs/CLI.md");
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_pidloop"));
+    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut examples = 0;
+    for block in manual.split("```sh\n").skip(1) {
+        let (code, rest) = block.split_once("```\n").unwrap();
+        // Others print nothing, or what depends on where they are run.
+        let Some(printed) = rest.strip_prefix("\n```text\n") else { continue };
+        let dir = Dir::new(&format!("example-{examples}"));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", code]).current_dir(&dir.0).env("PATH", &path);
+        let ran = run_command(shell.stdout(Stdio::piped()).stderr(Stdio::piped()), b"");
+        assert_eq!((&*ran.stdout, &*ran.stderr), (printed.split_once("```").unwrap().0, ""), "{code}");
+        examples += 1;
+    }
+    assert!(examples >= 3, "{examples}");
 }
 
 #[test]
@@ -133,5 +154,7 @@ fn wrong_usage_has_a_status_of_its_own() {
         let ran = run(arguments);
         assert_eq!((ran.code(), ran.stdout.is_empty(), ran.stderr.is_empty()), (255, true, false), "{arguments:?}");
     }
+    // As in an alias that has it already.
+    assert_eq!(run(&["-j4", "-k", "-j1", "-k", "echo", "{%}", ":::", "x", "y"]).stdout, "1\n1\n");
     assert_eq!(run(&["--version"]).stdout, format!("pidloop {}\n", env!("CARGO_PKG_VERSION")));
 }

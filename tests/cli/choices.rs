@@ -190,6 +190,7 @@ fn a_failing_job_is_tried_again() {
         run(&["--retries", "3", "--retry-delay", "0.2", "sh", "-c", "echo $0 >> $1; false", "{}", &tries, ":::", "a"]);
     assert_eq!((ran.code(), dir.read("tries").lines().count()), (1, 3));
     assert!(begun.elapsed() >= Duration::from_millis(400));
+    assert_eq!(run(&["--timeout", "0", "sleep", ":::", "0.1"]).code(), 0);
 }
 
 #[test]

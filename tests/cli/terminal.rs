@@ -1,6 +1,8 @@
 //! At a terminal: the promises about Ctrl-Z, SIGUSR1, the progress bar.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -52,22 +54,48 @@ fn sigusr1_shows_what_runs() {
     assert_eq!(live.end().code(), 143);
 }
 
+/// A terminal: our end and that of what runs in it.
+fn terminal() -> (File, OwnedFd) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let theirs = ioctl_tiocgptpeer(&ours, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    (ours.into(), theirs)
+}
+
+/// What is written there until everybody is gone (EIO).
+fn read(mut terminal: File) -> String {
+    let mut seen = Vec::new();
+    let _ = terminal.read_to_end(&mut seen);
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+#[test]
+fn who_waits_for_a_terminal_says_so() {
+    let (mut ours, theirs) = terminal();
+    let mut command = pidloop();
+    command.arg("echo").env("TERM", "xterm").stdin(theirs.try_clone().unwrap()).stderr(theirs);
+    let child = command.spawn().unwrap();
+    drop(command);
+    // A line and the end.
+    ours.write_all(b"one\n\x04").unwrap();
+    let text = read(ours);
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"one\n");
+    assert!(text.contains("arguments are read from the terminal, one a line; Ctrl-D ends them"), "{text}");
+    assert!(text.contains("0 done, 0 running") && !text.contains("0/0"), "{text}");
+}
+
 #[test]
 fn a_terminal_shows_progress_and_a_summary() {
     for (option, shown) in [("--color", true), ("--no-bar", false)] {
-        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let stderr = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let (ours, stderr) = terminal();
         let mut command = pidloop();
         command.args([option, "-j1", "sh", "-c", "sleep 0.2; exit $0", ":::", "0", "7"]);
         let mut child = command.env("TERM", "xterm").stderr(Stdio::from(stderr)).spawn().unwrap();
-        // The terminal hangs up (EIO) when its last writer is gone, and that includes the command itself.
+        // It holds the terminal, too.
         drop(command);
-        let mut seen = Vec::new();
-        let _ = std::fs::File::from(terminal).read_to_end(&mut seen);
+        let text = read(ours);
         assert_eq!(child.wait().unwrap().code(), Some(1));
-        let text = String::from_utf8_lossy(&seen);
         assert_eq!(text.contains("1/2 1 running"), shown, "{text}");
         assert_eq!(text.contains("pidloop: 1 succeeded, \x1b[31m1 failed\x1b[0m in 0."), shown, "{text}");
     }
