@@ -94,6 +94,8 @@ impl Failure {
     }
 }
 
+/// What both threads count. Sequentially consistent: the loop adds and then looks whose turn it is, the thread passes the turn on and then
+/// looks whether that is too much, and one of them must see the other.
 #[derive(Debug, Default)]
 struct Shared {
     /// What waits to be written.
@@ -108,14 +110,14 @@ struct Shared {
 
 impl Shared {
     fn queued_bytes(&self) -> usize {
-        self.ready_bytes.load(Ordering::Relaxed) + self.held_bytes.load(Ordering::Relaxed)
+        self.ready_bytes.load(Ordering::SeqCst) + self.held_bytes.load(Ordering::Relaxed)
     }
 
     /// Takes some from what is ready; whether that makes room for somebody who looked before.
     fn take(&self, bytes: usize) -> bool {
-        let before = self.ready_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let before = self.ready_bytes.fetch_sub(bytes, Ordering::SeqCst);
         let crosses = |held: usize| before + held >= QUEUED_MAX_BYTES && before + held - bytes < QUEUED_MAX_BYTES;
-        crosses(0) || crosses(self.held_bytes.load(Ordering::Relaxed))
+        crosses(0) || crosses(self.held_bytes.load(Ordering::SeqCst))
     }
 }
 
@@ -143,7 +145,7 @@ impl Printer {
     }
 
     pub(crate) fn send(&self, message: Message) {
-        self.shared.ready_bytes.fetch_add(message.bytes(), Ordering::Relaxed);
+        self.shared.ready_bytes.fetch_add(message.bytes(), Ordering::SeqCst);
         match (&self.messages, message) {
             // The thread ends when this sender is gone, not before.
             (Some(messages), message) => drop(messages.send(message)),
@@ -160,8 +162,8 @@ impl Printer {
 
     /// The same for the output of one job. What the others hold back does not stop the one whose turn it is: they wait for its end.
     pub(crate) fn is_full_for(&self, seq: u64) -> bool {
-        if self.shared.turn.load(Ordering::Relaxed) == seq {
-            return self.shared.ready_bytes.load(Ordering::Relaxed) >= QUEUED_MAX_BYTES;
+        if self.shared.turn.load(Ordering::SeqCst) == seq {
+            return self.shared.ready_bytes.load(Ordering::SeqCst) >= QUEUED_MAX_BYTES;
         }
         self.is_full()
     }
@@ -233,7 +235,7 @@ impl Press {
             order.held.entry(seq).or_default().push(message);
             // In this order: who looks meanwhile finds too much room rather than too little, of which nobody would tell it.
             let makes_room = self.shared.take(bytes);
-            self.shared.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.shared.held_bytes.fetch_add(bytes, Ordering::SeqCst);
             if makes_room {
                 self.waker.wake();
             }
@@ -257,9 +259,9 @@ impl Press {
         order.next += 1;
         let messages = order.held.remove(&order.next).unwrap_or_default();
         let bytes = messages.iter().map(Message::bytes).sum();
-        self.shared.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.shared.ready_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.shared.turn.store(order.next, Ordering::Relaxed);
+        self.shared.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.shared.ready_bytes.fetch_add(bytes, Ordering::SeqCst);
+        self.shared.turn.store(order.next, Ordering::SeqCst);
         if self.shared.queued_bytes() >= QUEUED_MAX_BYTES {
             // Its turn is room for a job that is not read.
             self.waker.wake();
