@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 const USAGE: &str =
-    "usage: cargo bench --bench NAME -- [--quick] [--pairs N] [--only CONTENDER,…] [--json FILE] [--list] [CASE…]
+    "usage: cargo bench --bench NAME -- [--quick] [--pairs N] [--only CONTENDER,…] [--json FILE] [--markdown FILE] [--list] [CASE…]
 
   --quick       fewer pairs and smaller loads: under a minute
   --pairs N     interleaved rounds of each case (full: 15, quick: 5)
   --only A,B    these contenders alone
   --json FILE   appends the figures as JSON lines
+  --markdown FILE
+                appends the tables as Markdown
   --list        the names of the cases
   CASE          cases whose name contains one of these";
 
@@ -18,6 +20,7 @@ pub struct Arguments {
     pub pairs: Option<usize>,
     pub only: Vec<String>,
     pub json: Option<PathBuf>,
+    pub markdown: Option<PathBuf>,
     pub list: bool,
     pub cases: Vec<String>,
     /// Given by `cargo bench`, not by `cargo test`.
@@ -34,6 +37,7 @@ impl Arguments {
                 "--pairs" => parsed.pairs = Some(value()?.parse().map_err(|e| format!("--pairs: {e}"))?),
                 "--only" => parsed.only = value()?.split(',').map(str::to_owned).collect(),
                 "--json" => parsed.json = Some(value()?.into()),
+                "--markdown" => parsed.markdown = Some(value()?.into()),
                 "--list" => parsed.list = true,
                 "--bench" => parsed.bench = true,
                 "--help" | "-h" => return Err(USAGE.into()),

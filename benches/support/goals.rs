@@ -38,12 +38,23 @@ impl Goal {
         }
     }
 
-    pub fn line(&self) -> String {
+    fn parts(&self) -> (String, String) {
         let bound = match self.bound {
             Bound::AtMost(bound) => format!("at most {bound}"),
             Bound::AtLeast(bound) => format!("at least {bound}"),
         };
-        let figure = self.figure.map_or("-".into(), |s| format!("{:.3} [{:.3} to {:.3}]", s.median, s.low, s.high));
+        (bound, self.figure.map_or("-".into(), |s| format!("{:.3} [{:.3} to {:.3}]", s.median, s.low, s.high)))
+    }
+
+    /// For people.
+    pub fn line(&self) -> String {
+        let (bound, figure) = self.parts();
         format!("{:<4} {:<74} {bound:<16} {figure:<28} {}", self.id, self.text, self.verdict())
+    }
+
+    /// Of a table in Markdown.
+    pub fn row(&self) -> String {
+        let (bound, figure) = self.parts();
+        format!("| {} | {} | {bound} | {figure} | {} |", self.id, self.text, self.verdict())
     }
 }

@@ -15,18 +15,20 @@ pub struct Report {
     bench: &'static str,
     quick: bool,
     json: Option<File>,
+    markdown: Option<File>,
     silent: bool,
 }
 
 impl Report {
     pub fn silent() -> Report {
-        Report { bench: "", quick: false, json: None, silent: true }
+        Report { bench: "", quick: false, json: None, markdown: None, silent: true }
     }
 
     pub fn open(bench: &'static str, arguments: &Arguments) -> Result<Report, String> {
         let open = |path| File::options().append(true).create(true).open(path);
         let json = arguments.json.as_ref().map(open).transpose().map_err(|e| format!("--json: {e}"))?;
-        Ok(Report { bench, quick: arguments.quick, json, silent: false })
+        let markdown = arguments.markdown.as_ref().map(open).transpose().map_err(|e| format!("--markdown: {e}"))?;
+        Ok(Report { bench, quick: arguments.quick, json, markdown, silent: false })
     }
 
     /// The command that measures this case again.
@@ -39,6 +41,14 @@ impl Report {
         if let Some(file) = &mut self.json {
             if let Err(error) = writeln!(file, "{value}") {
                 println!("the JSON file: {error}");
+            }
+        }
+    }
+
+    fn write_markdown(&mut self, line: String) {
+        if let Some(file) = &mut self.markdown {
+            if let Err(error) = writeln!(file, "{line}") {
+                println!("the Markdown file: {error}");
             }
         }
     }
@@ -72,6 +82,9 @@ impl Report {
             "  {:<width$} {:>9} {:>19} {:>9} {:>9} {:>9}   x {}",
             "", "median", "quartiles", "cpu us", "p50 us", "p99 us", case.reference
         );
+        let title = format!("`{}/{}`, {}, {pairs} rounds", self.bench, case.name, case.unit.name());
+        self.write_markdown(format!("\n{title}: `{}`\n", self.repeat(&case.name)));
+        self.write_markdown(format!("| | median | quartiles | over {} |\n|---|---|---|---|", case.reference));
         for entrant in &case.entrants {
             let Some(series) = figures.series.get(&entrant.label) else {
                 continue;
@@ -91,6 +104,14 @@ impl Report {
                 micros(series.median_of("p99")),
                 ratio.map_or(String::new(), |r| format!("{:.3} [{:.3} to {:.3}]", r.median, r.low, r.high)),
             );
+            self.write_markdown(format!(
+                "| {} | {} | {} to {} | {} |",
+                entrant.label,
+                short(spread.median),
+                short(spread.low),
+                short(spread.high),
+                ratio.map_or("-".into(), |r| format!("{:.2} ({:.2} to {:.2})", r.median, r.low, r.high)),
+            ));
             let also: serde_json::Map<_, _> =
                 case.also.iter().filter_map(|key| Some(((*key).to_owned(), series.median_of(key)?.into()))).collect();
             if !also.is_empty() {
@@ -118,9 +139,11 @@ impl Report {
         if self.silent || goals.is_empty() {
             return;
         }
+        self.write_markdown("\n| | goal | bound | figure | |\n|---|---|---|---|---|".into());
         println!("\ngoals{}", if self.quick { "   (of the quick mode: a hint, no verdict)" } else { "" });
         for goal in goals {
             println!("  {}", goal.line());
+            self.write_markdown(goal.row());
             self.write_json(json!({
                 "bench": self.bench, "goal": goal.id, "text": goal.text, "bound": format!("{:?}", goal.bound),
                 "figure": spread_json(goal.figure), "verdict": goal.verdict(),
