@@ -271,7 +271,7 @@ impl Child {
         self.signal(Signal::SIGKILL)
     }
 
-    /// SIGTERM, and after `grace` SIGKILL; waits for the death. The cause is [`Cause::Terminated`](crate::Cause::Terminated), if it was not
+    /// SIGTERM, and after `grace` SIGKILL; waits for the death. The cause is [`Cause::Terminated`], if it was not
     /// being stopped before; then its SIGKILL comes after `grace` at the latest.
     ///
     /// # Errors
