@@ -95,8 +95,9 @@ fn a08_a_cancel_after_the_wait_changes_nothing() {
     }));
     let called = called.spawn().unwrap();
     // Whoever is left of its group would hear a signal.
-    let (mut leader, mut to_left, mut from_left) = leaving_an_echo("exit 0");
-    let leader = leader.group().context(&ctx).spawn().unwrap();
+    let (mut command, mut to_left, mut from_left) = leaving_an_echo("exit 0");
+    let leader = command.group().context(&ctx).spawn().unwrap();
+    drop(command);
     let stopped = Command::new("sleep").arg("60").context(&ctx).spawn().unwrap();
     for child in [&called, &leader] {
         assert!(child.wait().unwrap().success());
