@@ -378,18 +378,36 @@ fn a30_a_closure_that_blocks_does_not_hold_up_the_delay() {
 #[test]
 fn a31_a32_a_cancel_after_the_exit_is_too_late() {
     let calls = Arc::new(AtomicUsize::new(0));
-    let counter = calls.clone();
+    let stopped_by = |ctx: &Context| {
+        let counter = calls.clone();
+        let mut command = Command::new("true");
+        command.context(ctx).cancel(Cancel::call(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }));
+        command
+    };
     let ctx = Context::new();
-    let mut command = Command::new("true");
-    command.context(&ctx).cancel(Cancel::call(move |_| {
-        counter.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }));
-    let child = command.spawn().unwrap();
+    let child = stopped_by(&ctx).spawn().unwrap();
     eventually("it is dead", || matches!(common::state(child.id()), None | Some('Z')));
     ctx.cancel();
     let exit = child.wait().unwrap();
     assert!(exit.success() && exit.cause().is_none());
+
+    // A loop that nobody has turned since hears of both at once.
+    let ctx = Context::new();
+    let mut reactor = Reactor::new().unwrap();
+    let id = reactor.spawn(&stopped_by(&ctx)).unwrap();
+    let pid = reactor.pid(id).unwrap();
+    ctx.cancel();
+    eventually("it is dead", || common::state(pid) == Some('Z'));
+    let ended = loop {
+        reactor.turn(Some(SOON)).unwrap();
+        if let Some(ended) = reactor.next_exit() {
+            break ended;
+        }
+    };
+    assert!(ended.exit().success() && ended.exit().cause().is_none());
     assert_eq!(calls.load(Ordering::SeqCst), 0);
 }
 

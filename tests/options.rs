@@ -421,10 +421,13 @@ fn f159_the_parents_death_brings_the_signal_also_after_a_change_of_user() {
         unreachable!();
     }
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args([NAME, "--nocapture"]).env("PIDLOOP_TEST_DIE", "1");
-    let output = command.stderr(std::process::Stdio::null()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let pid = text.lines().find_map(|line| line.split_whitespace().last()?.parse::<u32>().ok()).expect("a pid");
+    command.args([NAME, "--nocapture"]).env("PIDLOOP_TEST_DIE", "1").stdout(std::process::Stdio::piped());
+    let mut parent = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    // Not to its end: the child would hold it for a minute.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(parent.stdout.take().unwrap()));
+    let pid = |line: String| line.split_whitespace().last()?.parse::<u32>().ok();
+    let pid = lines.find_map(|line| pid(line.unwrap())).expect("a pid");
+    parent.wait().unwrap();
     common::eventually("it dies with its parent", || matches!(common::state(pid), None | Some('Z')));
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, sh, spawn_ready};
+use common::{SOON, all_writers_end, children_of_ours, eventually, in_own_process, open_descriptors, sh, spawn_ready};
 use pidloop::{Cancel, Cause, Child, Command, Context, Driver, ErrorKind, Exit, Reactor, Signal, Stdio, When};
 
 const MOMENT: Duration = Duration::from_millis(50);
@@ -340,8 +340,7 @@ fn a_dropped_child_that_was_stopped_gently_is_killed_if_it_was_to_be() {
     ctx.cancel();
     assert!(child.wait_timeout(MOMENT).unwrap().is_none());
     drop(child);
-    // All writers are gone.
-    assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+    assert_eq!(all_writers_end(&mut stdout), b"");
 }
 
 #[test]
@@ -383,7 +382,7 @@ fn a_group_is_stopped_by_the_closure_and_the_delay() {
     let exit = child.wait_timeout(SOON).unwrap().expect("in time");
     assert_eq!((exit.signal(), exit.cause()), (Some(Signal::SIGTERM), Some(&Cause::Cancelled)));
     // Its member, too, is gone.
-    assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+    assert_eq!(all_writers_end(&mut stdout), b"");
 }
 
 // ── signals ──

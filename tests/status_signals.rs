@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use common::{SOON, eventually, in_own_process, is_stopped, pipe, sh, skip, spawn_ready, state};
+use common::{SOON, all_writers_end, eventually, in_own_process, is_stopped, pipe, sh, skip, spawn_ready, state};
 use pidloop::{Cause, Command, ErrorKind, Reactor, Signal, Stdio};
 
 #[test]
@@ -192,22 +192,19 @@ fn a_group_is_stopped_as_a_whole() {
     let (child, mut stdout) = spawn_ready(command.group().context(&ctx));
     ctx.cancel();
     child.wait().unwrap();
-    // All writers are gone.
-    let mut rest = Vec::new();
-    std::io::Read::read_to_end(&mut stdout, &mut rest).unwrap();
+    all_writers_end(&mut stdout);
 }
 
 #[test]
 fn a_groups_ladder_goes_on_when_the_leader_is_dead() {
     let ctx = pidloop::Context::new();
     let steps = vec![(pidloop::Step::Signal(Signal::SIGTERM), Duration::from_millis(50))];
-    let script = "(trap '' TERM; echo ready; while :; do sleep 0.05; done) & wait";
+    let script = "(trap '' TERM; echo ready; exec sleep 60) & wait";
     let mut command = sh(script);
     let (child, mut stdout) = spawn_ready(command.group().context(&ctx).cancel(pidloop::Cancel::Steps(steps)));
     ctx.cancel();
     assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM));
-    let mut rest = Vec::new();
-    std::io::Read::read_to_end(&mut stdout, &mut rest).unwrap();
+    all_writers_end(&mut stdout);
 }
 
 #[test]

@@ -128,6 +128,14 @@ pub fn spawn_ready(command: &mut Command) -> (Child, ChildStdout) {
     (child, stdout)
 }
 
+/// That all who could write to it are gone, long before the minute that they would have stayed by themselves. What they had written.
+pub fn all_writers_end(stream: &mut impl Read) -> Vec<u8> {
+    let (start, mut rest) = (Instant::now(), Vec::new());
+    stream.read_to_end(&mut rest).unwrap();
+    assert!(start.elapsed() < SOON, "they ended by themselves");
+    rest
+}
+
 /// Whoever executes this file is suspended in `execve` until the file returned is closed: a write lease, which opening it has to break.
 /// fcntl(2). In a process of its own: the kernel sends SIGIO.
 pub fn suspend_exec(program: &Path) -> File {
