@@ -105,10 +105,15 @@ impl Joblog {
     /// The message: it cannot be written, another run writes to it, it is no joblog.
     pub(crate) fn open(path: &Path, resume: Resume) -> Result<(Joblog, Past), String> {
         let complain = |why: &dyn std::fmt::Display| format!("joblog {}: {why}", path.display());
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(|e| complain(&e))?;
-        let mut joblog = Joblog { path: path.to_owned(), file, broken: false };
+        let to_stdout = path.as_os_str() == "-";
+        let file = if to_stdout {
+            rustix::stdio::stdout().try_clone_to_owned().map(File::from)
+        } else {
+            OpenOptions::new().read(true).append(true).create(true).open(path)
+        };
+        let mut joblog = Joblog { path: path.to_owned(), file: file.map_err(|e| complain(&e))?, broken: false };
         // A pipe or a terminal cannot be locked, nor read back.
-        let is_file = joblog.file.metadata().map_err(|e| complain(&e))?.is_file();
+        let is_file = !to_stdout && joblog.file.metadata().map_err(|e| complain(&e))?.is_file();
         if is_file {
             flock(&joblog.file, FlockOperation::NonBlockingLockExclusive)
                 .map_err(|_| complain(&"another run is writing to it"))?;

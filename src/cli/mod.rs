@@ -95,7 +95,7 @@ fn prepare(mut options: Options) -> Result<Run, String> {
     if command.is_empty() && options.max_args == 0 {
         return Err("without a command and without arguments there is nothing to run".to_owned());
     }
-    let template = Template::new(&command, options.shell, options.max_args != 0);
+    let template = Template::new(&command, options.shell, options.max_args != 0, options.replace.as_bytes());
     let input = Input::new(sources, options.max_args, options.no_run_if_empty);
     let joblog = match &options.joblog {
         Some(path) if !options.dry_run => Some(Joblog::open(path, resume(&options))?),

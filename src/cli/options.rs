@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Parser, ValueEnum};
 use clap_complete::Shell;
 
@@ -42,6 +43,18 @@ pub(crate) struct Options {
     /// Gives each command at most N arguments; "{1}", "{2}" name them. 0: one job for each argument, which it does not get.
     #[arg(short = 'n', short_alias = 'N', long, value_name = "N", default_value_t = 1, help_heading = "Input")]
     pub(crate) max_args: usize,
+
+    /// What is written for "{}"; the other forms stay as they are.
+    #[arg(
+        short = 'I',
+        long,
+        value_name = "STR",
+        value_parser = NonEmptyStringValueParser::new(),
+        default_value = "{}",
+        hide_default_value = true,
+        help_heading = "Input"
+    )]
+    pub(crate) replace: String,
 
     /// Skips arguments that are empty or only white space.
     #[arg(short = 'r', long, help_heading = "Input")]

@@ -94,9 +94,9 @@ pub(crate) struct Filling<'a> {
 }
 
 impl Template {
-    /// `appends`: a command that uses nothing of its arguments gets them at its end.
-    pub(crate) fn new(words: &[OsString], shell: bool, appends: bool) -> Template {
-        let mut words: Vec<Vec<Part>> = words.iter().map(|word| parse(word.as_bytes())).collect();
+    /// `appends`: a command that uses nothing of its arguments gets them at its end. `whole`: what is written for `{}`.
+    pub(crate) fn new(words: &[OsString], shell: bool, appends: bool, whole: &[u8]) -> Template {
+        let mut words: Vec<Vec<Part>> = words.iter().map(|word| parse(word.as_bytes(), whole)).collect();
         let is_text = |part: &Part| matches!(part, Part::Text(_));
         if appends && !words.is_empty() && words.iter().flatten().all(is_text) {
             words.push(vec![Part::Argument(None, Form::Whole)]);
@@ -187,12 +187,16 @@ fn fill_part(part: &Part, with: Filling<'_>, quote: fn(&[u8]) -> Cow<'_, [u8]>) 
     }
 }
 
-/// Cuts a word at its holes; braces that are none stay as they are.
-fn parse(mut word: &[u8]) -> Vec<Part> {
+/// Cuts a word at its holes; braces that are none stay as they are. So does `{}` if something else, `whole`, is written for it.
+fn parse(mut word: &[u8], whole: &[u8]) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut text = Vec::new();
     while let Some((first, rest)) = word.split_first() {
-        let hole = if *first == b'{' { hole(rest) } else { None };
+        let hole = match first {
+            _ if word.starts_with(whole) => Some((Part::Argument(None, Form::Whole), whole.len() - 1)),
+            b'{' if !rest.starts_with(b"}") => hole(rest),
+            _ => None,
+        };
         let Some((part, length)) = hole else {
             text.push(*first);
             word = rest;
@@ -238,7 +242,7 @@ mod tests {
     fn fill(words: &[&str], shell: bool, arguments: &[&str]) -> Vec<String> {
         let arguments = os(arguments);
         let with = Filling { arguments: &arguments, sequence: 7, slot: 2 };
-        let filled = Template::new(&os(words), shell, true).fill(with).unwrap();
+        let filled = Template::new(&os(words), shell, true, b"{}").fill(with).unwrap();
         filled.into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
@@ -287,6 +291,6 @@ mod tests {
         assert_eq!(fill(&[], false, &["echo 'a b' c"]), ["echo", "a b", "c"]);
         let lost = os(&["echo 'a"]);
         let with = Filling { arguments: &lost, sequence: 1, slot: 1 };
-        assert!(Template::new(&[], false, true).fill(with).is_err());
+        assert!(Template::new(&[], false, true, b"{}").fill(with).is_err());
     }
 }

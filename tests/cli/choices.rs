@@ -37,6 +37,13 @@ fn parts_of_arguments_numbers_and_slots() {
 }
 
 #[test]
+fn something_else_is_written_for_the_argument() {
+    assert_eq!(run(&["-I", "%", "echo", "<%%>", "{}", "{.}", "%", ":::", "a.b"]).stdout, "<a.ba.b> {} a a.b\n");
+    assert_eq!(run(&["-I{}", "echo", "<{}>", ":::", "a"]).stdout, "<a>\n");
+    assert_eq!(run(&["-I", "", "echo", ":::", "a"]).code(), 255);
+}
+
+#[test]
 fn several_arguments_for_each_job() {
     let ran = run(&["-k", "-n2", "echo", "a{}b", "{}", "{2}", ":::", "1", "2", "3"]);
     assert_eq!(ran.stdout, "a1 2b 1 2 2\na3b 3 \n");

@@ -44,6 +44,13 @@ fn each_ended_job_has_a_line() {
 }
 
 #[test]
+fn a_record_on_standard_output_follows_what_it_speaks_of() {
+    let ran = run(&["-k", "--joblog", "-", "echo", ":::", "a", "b"]);
+    let lines: Vec<&str> = ran.stdout.lines().map(|line| line.rsplit('\t').next().unwrap()).collect();
+    assert_eq!(lines, ["Command", "a", "echo a", "b", "echo b"]);
+}
+
+#[test]
 fn resuming_leaves_out_what_has_ended() {
     let dir = Dir::new("resume");
     let (log, ran) = (dir.path("log"), dir.path("ran"));
