@@ -24,12 +24,13 @@ use rustix::process::{Pid, Signal, kill_process};
 fn pidloop() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pidloop"));
     command.env_remove("NO_COLOR").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // What a script starts in the background ignores these, and then so do we.
-    // SAFETY: two system calls, between fork and exec.
+    // What a script starts in the background ignores the middle two, and under nohup the first: then so do we.
+    // SAFETY: four system calls, between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
-            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             Ok(())
         });
     }
