@@ -236,7 +236,7 @@ impl Contender for Pidloop {
 
     fn start(&self, how: &How) -> io::Result<Child> {
         match self.way {
-            Way::Async => Ok(block_on(command(how)?.spawn_async())?),
+            Way::Async if how.way != "spawn" => Ok(block_on(command(how)?.spawn_async())?),
             _ => Ok(command(how)?.spawn()?),
         }
     }
@@ -244,7 +244,7 @@ impl Contender for Pidloop {
     /// A future keeps its caller while it is polled, not while it is pending.
     fn start_timed(&self, how: &How) -> io::Result<(Child, u64)> {
         let begin = Instant::now();
-        if self.way != Way::Async {
+        if self.way != Way::Async || how.way == "spawn" {
             let child = self.start(how)?;
             return Ok((child, nanos(begin.elapsed())));
         }
