@@ -15,7 +15,9 @@ use super::{pidloop, start};
 
 #[test]
 fn jobs_are_stopped_and_continued_with_us_and_their_time_stands_still() {
-    let mut live = start(&["-u", "--timeout", "2", "sh", "-c", "echo $$; sleep 0.5; echo woke; sleep 60", ":::", "1"]);
+    // It waits when it speaks: a shell whose vfork child is stopped before its exec cannot be stopped itself.
+    let script = "sleep 0.5 & echo $$; wait; echo woke; sleep 60";
+    let mut live = start(&["-u", "--timeout", "2", "sh", "-c", script, ":::", "1"]);
     let job: u32 = live.line().parse().unwrap();
     let begun = Instant::now();
     live.signal(Signal::TSTP);
