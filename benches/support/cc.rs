@@ -1,7 +1,9 @@
 //! The programs in C that benchmarks and tests need, built by the machine's C compiler when they run. Knows no benchmark.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// Where what is built goes: below `target`, so that nothing of it is taken for a source.
 pub const BUILT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench");
@@ -38,10 +40,18 @@ pub fn floor() -> Result<PathBuf, String> {
     compile(&["-O2", "-pthread"], "floor/floor.c", "floor", &[])
 }
 
+/// Compiles it once in this process: its threads would otherwise write into one another's file.
 pub fn compile(flags: &[&str], source: &str, name: &str, libraries: &[&str]) -> Result<PathBuf, String> {
+    static COMPILED: Mutex<Option<HashMap<String, Result<PathBuf, String>>>> = Mutex::new(None);
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = compiled.get_or_insert_default().entry(name.to_owned());
+    known.or_insert_with(|| compile_anew(flags, source, name, libraries)).clone()
+}
+
+fn compile_anew(flags: &[&str], source: &str, name: &str, libraries: &[&str]) -> Result<PathBuf, String> {
     std::fs::create_dir_all(BUILT).map_err(|e| format!("{BUILT}: {e}"))?;
     let (source, program) = (Path::new(SOURCES).join(source), Path::new(BUILT).join(name));
-    // Moved into its place whole: somebody else may be running it.
+    // Moved into its place whole: another process may be running it.
     let fresh = Path::new(BUILT).join(format!("{name}.{}", std::process::id()));
     let compiler = std::env::var_os("CC").unwrap_or("cc".into());
     run(Command::new(&compiler).args(flags).arg("-o").arg(&fresh).arg(source).args(libraries))?;
