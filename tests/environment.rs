@@ -6,42 +6,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::{children_of_ours, in_own_process, sh, skip};
+use common::{Scratch, children_of_ours, in_own_process, sh, skip};
 use pidloop::{Command, ErrorKind, Stage};
-
-/// A directory of this test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("pidloop-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Scratch(path)
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        let path = self.0.join(name);
-        fs::create_dir(&path).unwrap();
-        path
-    }
-
-    /// A script that prints `says`.
-    fn script(&self, name: &str, says: &str, mode: u32) -> PathBuf {
-        let path = self.0.join(name);
-        fs::write(&path, format!("#!/bin/sh\necho {says}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn text(command: &Command) -> String {
     String::from_utf8(command.output().unwrap().stdout).unwrap().trim_end().to_owned()

@@ -3,13 +3,11 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{SOON, children_of_ours, eventually, in_own_process, sh, skip, spawn_ready};
+use common::{SOON, Scratch, children_of_ours, eventually, in_own_process, sh, skip, spawn_ready};
 use pidloop::{
     Cancel, Command, Context, Driver, Error, ErrorKind, Exit, IoPriority, Limit, Namespace, Reactor, Resource,
     Scheduler, Signal, Stage, Stdio,
@@ -57,30 +55,6 @@ impl Made {
     fn ran(&mut self, name: &str, command: &mut Command) {
         command.secret_arg(SECRET).env("PASSWORD", SECRET);
         self.add(name, command.run().expect_err(name));
-    }
-}
-
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Scratch {
-        let path = std::env::temp_dir().join(format!("pidloop-{}-errors", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Scratch(path)
-    }
-
-    fn file(&self, name: &str, content: &str, mode: u32) -> PathBuf {
-        let path = self.0.join(name);
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -374,7 +348,7 @@ fn every_error_is_made_and_read() {
         return skip(NAME, "needs root");
     }
     in_own_process(NAME, || {
-        let dir = Scratch::new();
+        let dir = Scratch::new("errors");
         std::env::set_current_dir(&dir.0).unwrap();
         let mut made = Made::default();
         of_the_command(&mut made, &dir);

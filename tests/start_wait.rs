@@ -5,40 +5,14 @@ mod common;
 use std::fs;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{self, Poll, Wake, Waker};
 use std::time::Duration;
 
-use common::{children_of_ours, eventually, exists, in_own_process, open_descriptors, sh};
+use common::{Scratch, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh};
 use pidloop::{Command, ErrorKind, Stage, Stdio};
-
-/// A directory of this test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("pidloop-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Scratch(path)
-    }
-
-    fn file(&self, name: &str, content: &str, mode: u32) -> PathBuf {
-        let path = self.0.join(name);
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn text(command: &Command) -> String {
     String::from_utf8(command.output().unwrap().stdout).unwrap().trim_end().to_owned()

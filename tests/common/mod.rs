@@ -2,8 +2,9 @@
 //! promise.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -169,4 +170,40 @@ pub fn beside<T: Send>(name: &str, f: impl FnOnce() -> T + Send, meanwhile: impl
 /// Whether a process is stopped; under a tracer (strace) that is another letter.
 pub fn is_stopped(pid: u32) -> bool {
     matches!(state(pid), Some('T' | 't'))
+}
+
+/// A directory of a test's own, which anybody may enter, removed at its end.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        let path = std::env::temp_dir().join(format!("pidloop-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Scratch(path)
+    }
+
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
+    pub fn file(&self, name: &str, content: &str, mode: u32) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// A script that prints `says`.
+    pub fn script(&self, name: &str, says: &str, mode: u32) -> PathBuf {
+        self.file(name, &format!("#!/bin/sh\necho {says}\n"), mode)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
