@@ -12,6 +12,7 @@ use common::{
 };
 use pidloop::{Cause, Command, Context, Ended, ErrorKind, Reactor, Signal, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::retry_on_intr;
 
 fn next(reactor: &mut Reactor) -> Ended {
     let start = Instant::now();
@@ -122,7 +123,7 @@ fn the_descriptor_alone_is_enough_for_deadlines() {
     let mut turns = 0;
     let ended = loop {
         // Only the kernel wakes us: no timeout of our own.
-        poll(&mut [PollFd::new(&reactor, PollFlags::IN)], None).unwrap();
+        retry_on_intr(|| poll(&mut [PollFd::new(&reactor, PollFlags::IN)], None)).unwrap();
         reactor.turn(Some(Duration::ZERO)).unwrap();
         turns += 1;
         if let Some(ended) = reactor.next_exit() {
@@ -192,7 +193,7 @@ fn nested(flags: epoll::EventFlags) {
         let mut events = [epoll::Event { flags, data: epoll::EventData::new_u64(0) }; 4];
         while ended < CHILDREN {
             let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
-            let n = epoll::wait(&outer, &mut events[..], Some(&limit)).unwrap();
+            let n = retry_on_intr(|| epoll::wait(&outer, &mut events[..], Some(&limit))).unwrap();
             assert!(n > 0, "late or lost: {} of {CHILDREN}", CHILDREN - ended);
             turns += 1;
             reactor.turn(Some(Duration::ZERO)).unwrap();
@@ -221,7 +222,8 @@ fn a_turn_is_bounded_and_an_edge_triggered_outer_loop_hears_of_the_rest() {
     reactor.spawn(&command).unwrap();
     let mut events = [epoll::Event { flags: epoll::EventFlags::IN, data: epoll::EventData::new_u64(0) }; 4];
     let ended = loop {
-        let n = epoll::wait(&outer, &mut events[..], Some(&Timespec { tv_sec: 20, tv_nsec: 0 })).unwrap();
+        let n =
+            retry_on_intr(|| epoll::wait(&outer, &mut events[..], Some(&Timespec { tv_sec: 20, tv_nsec: 0 }))).unwrap();
         assert!(n > 0, "the outer loop hears nothing");
         reactor.turn(Some(Duration::ZERO)).unwrap();
         if let Some(ended) = reactor.next_exit() {
@@ -248,7 +250,8 @@ fn a_cancel_in_slices_is_heard_by_an_edge_triggered_outer_loop() {
     let mut events = [epoll::Event { flags: epoll::EventFlags::IN, data: epoll::EventData::new_u64(0) }; 4];
     let mut ended = 0;
     while ended < CHILDREN {
-        let n = epoll::wait(&outer, &mut events[..], Some(&Timespec { tv_sec: 20, tv_nsec: 0 })).unwrap();
+        let n =
+            retry_on_intr(|| epoll::wait(&outer, &mut events[..], Some(&Timespec { tv_sec: 20, tv_nsec: 0 }))).unwrap();
         assert!(n > 0, "the outer loop hears nothing of {} children", CHILDREN - ended);
         reactor.turn(Some(Duration::ZERO)).unwrap();
         while let Some(child) = reactor.next_exit() {
