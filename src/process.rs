@@ -54,12 +54,43 @@ pub(crate) fn wait_readable(pidfd: BorrowedFd<'_>, timeout: Option<Timespec>) ->
 }
 
 /// Whether a child that is not reaped has executed its program, by the kernel's flag of one that has not. Where that cannot be seen: no.
-/// proc(5).
 pub(crate) fn has_begun(pid: u32) -> bool {
+    seen_to_begin(pid) == Some(true)
+}
+
+/// proc(5).
+fn seen_to_begin(pid: u32) -> Option<bool> {
     const PF_FORKNOEXEC: u64 = 0x40;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let flags = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(6)?.parse::<u64>().ok());
-    flags.is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let flags = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(6)?.parse::<u64>().ok())?;
+    Some(flags & PF_FORKNOEXEC == 0)
+}
+
+/// Waits until a child, not reaped, that is about to give up our memory has done so; says no where that cannot be seen.
+///
+/// The race: the kernel lets us go on (the end of a vfork) in the midst of the exec or exit, while the child still has our memory. It
+/// may be put to sleep just there, with its new user's ids, and whoever may look into it then looks into us.
+pub(crate) fn await_own_memory(pidfd: BorrowedFd<'_>, pid: u32) -> bool {
+    loop {
+        match answers_as_begun(pid).or_else(|| seen_to_begin(pid)) {
+            Some(true) => return true,
+            _ if has_exited(pidfd) => return true,
+            Some(false) => std::thread::yield_now(),
+            None => return false,
+        }
+    }
+}
+
+/// By putting it into the group that it is in: a parent may not do even that when the child has exec'd. Who leads a session may never be
+/// moved, and has to be looked at. setpgid(2).
+fn answers_as_begun(pid: u32) -> Option<bool> {
+    let pid = Pid::from_raw(pid.try_into().ok()?)?;
+    let group = rustix::process::getpgid(Some(pid)).ok()?;
+    match rustix::process::setpgid(Some(pid), Some(group)) {
+        Ok(()) => Some(false),
+        Err(rustix::io::Errno::ACCESS) => Some(true),
+        Err(_) => None,
+    }
 }
 
 /// Sends `signal`. A process or group that is gone already is not an error: the signal came too late.

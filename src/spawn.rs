@@ -173,8 +173,12 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
 /// One clone. A child that failed is gone when this returns.
 fn attempt(plan: &Plan<'_>, script: &Script, ways: Ways) -> std::result::Result<Born, Failure> {
     let manner = choose_manner(plan, script, ways);
-    match keep_dumpable(plan.options, || birth::clone(script, manner, plan.publish)) {
+    let changing = changes_ids(plan.options).then(Changing::begin);
+    match birth::clone(script, manner, plan.publish) {
         Ok(Outcome::Born { pid, pidfd }) => {
+            if let Some(changing) = changing {
+                changing.end(process::await_own_memory(pidfd.as_fd(), pid));
+            }
             let out_of_the_way = plan.raise || pidfd.as_raw_fd() < 3;
             let pidfd = plan.publish.withdraw(|| if out_of_the_way { raise(pidfd) } else { pidfd });
             Ok(Born { pid, pidfd })
@@ -427,46 +431,52 @@ fn choose_manner(plan: &Plan<'_>, script: &Script, ways: Ways) -> Manner {
 
 /// A credential change in shared memory clears the parent's dumpable flag for good. It is put back, if it was set, when no child that
 /// changes its ids shares our memory any more: the flag is all that keeps their new user from reading it.
-///
-/// No lock is held while a child is born: one that hangs there must not hold up the others.
-fn keep_dumpable<T>(options: &Options, clone: impl FnOnce() -> T) -> T {
-    if options.uid.is_none() && options.gid.is_none() && options.groups.is_none() {
-        return clone();
-    }
-    let changing = CHANGING.get();
-    changing.enter();
-    let result = clone();
-    changing.leave();
-    result
+fn changes_ids(options: &Options) -> bool {
+    options.uid.is_some() || options.gid.is_some() || options.groups.is_some()
 }
 
 /// The children that change their ids between clone and exec.
-#[derive(Default)]
-struct Changing(Mutex<Births>);
-
+///
+/// No lock is held while a child is born: one that hangs there must not hold up the others.
 #[derive(Default)]
 struct Births {
     number: usize,
     /// Before the first of them.
     was_dumpable: bool,
+    /// One of them may have our memory yet, and nobody can see it: then nothing is put back.
+    unseen: bool,
 }
 
-static CHANGING: PerProcess<Changing> = PerProcess::new();
+static BIRTHS: PerProcess<Mutex<Births>> = PerProcess::new();
+
+/// One of them, from before its clone until it has memory of its own, or is gone.
+struct Changing {
+    /// Whether it was seen to leave our memory.
+    seen: bool,
+}
 
 impl Changing {
-    fn enter(&self) {
-        let mut births = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn begin() -> Changing {
+        let mut births = BIRTHS.get().lock().unwrap_or_else(PoisonError::into_inner);
         if births.number == 0 {
-            births.was_dumpable = dumpable::get();
+            *births = Births { number: 0, was_dumpable: dumpable::get(), unseen: false };
         }
         births.number += 1;
+        Changing { seen: true }
     }
 
-    fn leave(&self) {
-        let mut births = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn end(mut self, seen: bool) {
+        self.seen = seen;
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        let mut births = BIRTHS.get().lock().unwrap_or_else(PoisonError::into_inner);
         births.number -= 1;
+        births.unseen |= !self.seen;
         // Under the lock: the next one could begin before the flag is set.
-        if births.number == 0 && births.was_dumpable {
+        if births.number == 0 && births.was_dumpable && !births.unseen {
             dumpable::set();
         }
     }
@@ -602,7 +612,8 @@ fn c_path(path: &Path, stage: Stage) -> Result<CString> {
         .map_err(|_| Error::new(ErrorKind::InvalidInput).at(stage).saying("a path contains a NUL byte"))
 }
 
-/// The child's steps, in the order in which they do not undo each other: credentials late, and after them the parent-death signal alone.
+/// The child's steps, in the order in which they do not undo each other: credentials late, after them the directory, which is the new
+/// user's to enter, and what a change of them would undo.
 fn acts(options: &Options, moves: &Moves) -> Result<Vec<Act>> {
     let mut acts = Vec::new();
     namespaces(options, &mut acts);
@@ -623,16 +634,20 @@ fn acts(options: &Options, moves: &Moves) -> Result<Vec<Act>> {
     }
     acts.extend(options.foreground.map(Act::Foreground));
     resources(options, moves, &mut acts);
+    // A right that the new user may not have.
     if let Some(root) = &options.chroot {
         acts.push(Act::Chroot(c_path(root, Stage::Chroot)?));
     }
+    acts.extend(options.umask.map(Act::Umask));
+    privileges(options, &mut acts);
+    // As std and Go: by the rights of the new user.
     match &options.cwd {
         Some(Dir::Path(path)) => acts.push(Act::Chdir(c_path(path, Stage::Directory)?)),
         Some(Dir::Fd(_)) => acts.extend(moves.cwd.map(Act::ChdirMove)),
+        // As std: a directory outside the new root would be a way out of it.
+        None if options.chroot.is_some() => acts.push(Act::Chdir(c"/".into())),
         None => {}
     }
-    acts.extend(options.umask.map(Act::Umask));
-    privileges(options, &mut acts);
     if options.trace {
         acts.push(Act::Trace);
     }

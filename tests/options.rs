@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{in_own_process, sh, skip, spawn_ready};
@@ -487,7 +487,31 @@ fn directory_by_descriptor_root_and_umask() {
         let error = Command::new("sh").chroot("/proc").spawn().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(text(Command::new("sh").args(["-c", "echo in"]).chroot("/")), "in");
+        // A directory outside would be a way out.
+        assert_eq!(text(Command::new("/bin/pwd").chroot("/")), "/");
+        assert_eq!(text(Command::new("/bin/pwd").chroot("/").current_dir("/usr")), "/usr");
     }
+}
+
+/// As std and Go: the directory is the new user's to enter, the root directory ours to change.
+#[test]
+fn a_directory_is_entered_by_the_new_user() {
+    const NAME: &str = "a_directory_is_entered_by_the_new_user";
+    if !is_root() {
+        return skip(NAME, "not root");
+    }
+    let scratch = common::Scratch::new(NAME);
+    let closed = scratch.dir("closed");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    let error = Command::new("/bin/pwd").current_dir(&closed).uid(65534).spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Directory)), "{error}");
+    assert_eq!((error.path(), error.raw_os_error()), (Some(&*closed), Some(libc::EACCES)));
+    let dir: OwnedFd = fs::File::open(&closed).unwrap().into();
+    let error = Command::new("/bin/pwd").current_dir_fd(dir).uid(65534).spawn().unwrap_err();
+    assert_eq!((error.stage(), error.raw_os_error()), (Some(Stage::Directory), Some(libc::EACCES)), "{error}");
+    assert_eq!(text(Command::new("/bin/pwd").current_dir(&closed)), closed.to_str().unwrap());
+    assert_eq!(text(Command::new("/bin/pwd").current_dir(&scratch.0).uid(65534)), scratch.0.to_str().unwrap());
+    assert_eq!(text(Command::new("/bin/pwd").chroot("/").current_dir("/usr").uid(65534)), "/usr");
 }
 
 #[test]

@@ -194,7 +194,11 @@ fn with_a_user_id() {
         return skip("with_a_user_id", "not root");
     }
     if can_run("with_a_user_id") {
-        check("with_a_user_id", subject("uid"), &format!("{EVERY} prctl 2 setgroups 1 setresuid 1"));
+        check(
+            "with_a_user_id",
+            subject("uid"),
+            &format!("{EVERY} prctl 2 setgroups 1 setresuid 1 getpgid 1 setpgid 1"),
+        );
     }
 }
 

@@ -304,7 +304,8 @@ impl Command {
         self
     }
 
-    /// Sets the child's directory. A relative program path is relative to it; `PWD` is left alone, as in std.
+    /// Sets the child's directory, which it enters with its new [`uid`](Command::uid) and so on. A relative program path is relative to
+    /// it; `PWD` is left alone, as in std.
     pub fn current_dir(&mut self, dir: impl AsRef<Path>) -> &mut Command {
         self.options.cwd = Some(spawn::Dir::Path(dir.as_ref().to_owned()));
         self

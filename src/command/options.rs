@@ -193,7 +193,8 @@ impl Command {
         self
     }
 
-    /// Changes the root directory. The current directory is as before unless it is set, too. `chroot(2)`.
+    /// Changes the root directory, before the ids are. [`current_dir`](Command::current_dir) is looked for in it, and is its root unless it
+    /// is set; as std. `chroot(2)`.
     pub fn chroot(&mut self, root: impl AsRef<Path>) -> &mut Command {
         self.options.chroot = Some(root.as_ref().to_owned());
         self
