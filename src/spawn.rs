@@ -244,6 +244,10 @@ fn blame(plan: &Plan<'_>, script: &Script, failure: Failure) -> Error {
             }
         }
         Step::Exec(index) => blame_exec(plan, script, index, source),
+        Step::Relative(index) => {
+            let path = script.paths.get(index).map(|path| OsStr::from_bytes(path.as_bytes()));
+            relative(path.unwrap_or(plan.program))
+        }
     }
 }
 
@@ -515,6 +519,7 @@ fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Result<Scri
         reset_ignored: options.reset_signals,
         ignored: options.ignored_signals.clone(),
         mask: options.signal_mask,
+        searched: !plan.program.as_bytes().contains(&b'/'),
         paths: paths(plan)?,
         argv: Strings::new(&plan.argv, |bytes, arg| bytes.extend_from_slice(arg.as_bytes())),
         envp: match &plan.env {
@@ -727,9 +732,10 @@ fn paths(plan: &Plan<'_>) -> Result<Vec<CString>> {
     let search = plan.search_path.clone().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
     let candidates = if search.is_empty() { Vec::new() } else { candidates(program, &search) };
     if is_looked_up_by_the_child(plan.options) {
-        let absolute = candidates.iter().filter(|path| path.is_absolute());
-        let paths: Vec<CString> = absolute.map(|path| c_path(path, Stage::Lookup)).collect::<Result<_>>()?;
-        return if paths.is_empty() { Err(not_found(program, libc::ENOENT)) } else { Ok(paths) };
+        if candidates.is_empty() || is_dots(program) {
+            return Err(not_found(program, libc::ENOENT));
+        }
+        return candidates.iter().map(|path| c_path(path, Stage::Lookup)).collect();
     }
     Ok(vec![c_path(&look_up(program, candidates)?, Stage::Lookup)?])
 }
@@ -748,24 +754,30 @@ fn candidates(program: &OsStr, search: &OsStr) -> Vec<PathBuf> {
     search.as_bytes().split(|byte| *byte == b':').map(dir).collect()
 }
 
+fn is_dots(program: &OsStr) -> bool {
+    [".", ".."].map(OsStr::new).contains(&program)
+}
+
 /// The first that may be executed; Go's `LookPath`. A hit in a directory that is relative to ours is refused.
 fn look_up(program: &OsStr, candidates: Vec<PathBuf>) -> Result<PathBuf> {
-    if [".", ".."].map(OsStr::new).contains(&program) {
+    if is_dots(program) {
         return Err(not_found(program, libc::ENOENT));
     }
     let mut errno = libc::ENOENT;
     for path in candidates {
         match is_executable(&path) {
             Ok(true) if path.is_absolute() => return Ok(path),
-            Ok(true) => {
-                return Err(Error::new(ErrorKind::RelativeLookup).at(Stage::Lookup).about(path));
-            }
+            Ok(true) => return Err(relative(path)),
             Ok(false) => errno = libc::EACCES,
             Err(libc::EACCES) => errno = libc::EACCES,
             Err(_) => {}
         }
     }
     Err(not_found(program, errno))
+}
+
+fn relative(path: impl Into<PathBuf>) -> Error {
+    Error::new(ErrorKind::RelativeLookup).at(Stage::Lookup).about(path)
 }
 
 fn not_found(program: &OsStr, errno: i32) -> Error {

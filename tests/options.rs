@@ -493,6 +493,41 @@ fn directory_by_descriptor_root_and_umask() {
     }
 }
 
+/// Where the child looks by itself a relative entry of PATH is as little run from as where we do.
+#[test]
+fn a_relative_entry_of_path_is_refused_in_a_new_root_and_for_a_new_user() {
+    const NAME: &str = "a_relative_entry_of_path_is_refused_in_a_new_root_and_for_a_new_user";
+    if !is_root() {
+        return skip(NAME, "not root");
+    }
+    let root = common::Scratch::new("relative");
+    root.dir("tools");
+    root.script("tools/true", "never", 0o755);
+    let in_root = |path: &str| {
+        let mut command = Command::new("true");
+        command.env("PATH", path).chroot(&root.0);
+        command.spawn().unwrap_err()
+    };
+    for (path, hit) in [("tools", "tools/true"), ("/none:tools", "tools/true"), ("", ""), ("/none", ""), ("none", "")] {
+        let error = in_root(path);
+        if hit.is_empty() {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{path}: {error}");
+        } else {
+            assert_eq!((error.kind(), error.stage()), (ErrorKind::RelativeLookup, Some(Stage::Lookup)), "{error}");
+            assert_eq!(error.path(), Some(std::path::Path::new(hit)));
+        }
+    }
+    let mut command = Command::new("true");
+    command.env("PATH", "tools:/usr/bin:/bin").uid(65534).current_dir(&root.0);
+    assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::RelativeLookup);
+    // What the new user may not execute is not found, and a directory is no program.
+    fs::set_permissions(root.0.join("tools/true"), fs::Permissions::from_mode(0o700)).unwrap();
+    command.run().unwrap();
+    fs::remove_file(root.0.join("tools/true")).unwrap();
+    root.dir("tools/true");
+    command.run().unwrap();
+}
+
 /// As std and Go: the directory is the new user's to enter, the root directory ours to change.
 #[test]
 fn a_directory_is_entered_by_the_new_user() {

@@ -177,6 +177,8 @@ pub(crate) struct Script {
     pub(crate) acts: Vec<Act>,
     /// Tried one after the other, as execvp(3) does.
     pub(crate) paths: Vec<CString>,
+    /// They come from a list of directories: a relative one is not run, if it could be.
+    pub(crate) searched: bool,
     pub(crate) argv: Strings,
     pub(crate) envp: Strings,
 }
@@ -235,6 +237,7 @@ const AT_DESCRIPTORS: u32 = 3;
 const AT_SIGNALS: u32 = 4;
 const AT_EXEC: u32 = 5;
 const AT_FETCH: u32 = 6;
+const AT_RELATIVE: u32 = 7;
 const AT_ACTS: u32 = 16;
 
 /// A step of the child's.
@@ -252,6 +255,8 @@ pub(crate) enum Step {
     Act(usize),
     /// Of the path at this place of the list.
     Exec(usize),
+    /// The path at this place of the list could be executed, but is relative.
+    Relative(usize),
 }
 
 impl Step {
@@ -265,6 +270,7 @@ impl Step {
             AT_SIGNALS => Step::Signals,
             AT_FETCH => Step::Fetch,
             AT_EXEC => Step::Exec(which as usize),
+            AT_RELATIVE => Step::Relative(which as usize),
             act => Step::Act((act - AT_ACTS) as usize),
         })
     }
@@ -811,6 +817,12 @@ fn execute(script: &Script) -> Mishap {
     let many = script.paths.len() > 1;
     let mut mishap = (AT_EXEC, libc::ENOENT, 0);
     for (i, path) in script.paths.iter().enumerate() {
+        if script.searched && path.to_bytes().first() != Some(&b'/') {
+            if is_executable(path) {
+                return (AT_RELATIVE, libc::EINVAL, i as i32);
+            }
+            continue;
+        }
         let args = [
             path.as_ptr() as usize,
             script.argv.pointers.as_ptr() as usize,
@@ -827,4 +839,15 @@ fn execute(script: &Script) -> Mishap {
         }
     }
     mishap
+}
+
+/// access(2), by the real ids, which are the effective ones of whoever has new ones; a directory is none.
+fn is_executable(path: &CStr) -> bool {
+    let (at, path) = (libc::AT_FDCWD as usize, path.as_ptr() as usize);
+    let flags = (libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) as usize;
+    if let Ok(dir) = sys(libc::SYS_openat, [at, path, flags, 0, 0]) {
+        let _ = sys(libc::SYS_close, [dir, 0, 0, 0, 0]);
+        return false;
+    }
+    sys(libc::SYS_faccessat, [at, path, libc::X_OK as usize, 0, 0]).is_ok()
 }
