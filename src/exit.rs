@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
+use crate::scope::Scope;
 use crate::signal::Signal;
 
 /// How a child ended. Cheap to clone; what Go calls `ProcessState`.
@@ -23,6 +24,7 @@ pub(crate) struct Ending {
     /// The command as a shell line, for [`Exit::check`].
     pub(crate) command: Arc<str>,
     pub(crate) pid: u32,
+    pub(crate) scope: Scope,
     pub(crate) status: Option<ExitStatus>,
     pub(crate) cause: Option<Cause>,
     pub(crate) usage: Option<Usage>,
@@ -154,6 +156,11 @@ impl Exit {
     /// Its process id, for display: the number may already be somebody else's.
     pub fn pid(&self) -> u32 {
         self.0.pid
+    }
+
+    /// Whom its stops reached: what the command asked for, or the group that a [`CgroupScope`](crate::CgroupScope::or_group) allowed instead.
+    pub fn scope(&self) -> Scope {
+        self.0.scope
     }
 
     /// When `spawn` was called.

@@ -17,6 +17,7 @@ compile_error!("pidloop is for Linux 5.4 or later: it stands on pidfds and epoll
 compile_error!("pidloop makes the system calls of x86_64 and aarch64 alone, with pointers of 64 bits");
 
 mod cause;
+mod cgroup;
 mod child;
 mod command;
 mod context;
@@ -28,6 +29,7 @@ mod lifecycle;
 mod pipe;
 mod process;
 mod reactor;
+mod scope;
 mod shell;
 mod signal;
 mod spawn;
@@ -40,12 +42,15 @@ mod token;
 
 pub use cause::{Cause, Reason};
 pub use child::Child;
-pub use command::{Cancel, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target};
+pub use command::{
+    Cancel, CgroupScope, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target,
+};
 pub use context::{Context, DropGuard, When};
 pub use driver::{AfterCancel, Cancelled, Driver, shutdown};
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use exit::{Captured, Exit, HeldOpen, Output, Usage};
 pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
+pub use scope::{Scope, TreeUsage};
 pub use signal::Signal;
 pub use spawn::{Capabilities, capabilities, init, raise_nofile};
 pub use stdio::{ChildStderr, ChildStdin, ChildStdout, Limit, Stdio};

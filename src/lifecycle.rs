@@ -53,6 +53,8 @@ pub(crate) enum Action {
     PublishExit,
     /// The stop goes on without its leader: what is left of it is for the rest of the group.
     StopGroup,
+    /// What a child that ended by itself has left in a cgroup of its own is stopped, too.
+    StopTree,
     /// Note how much the child left in its pipes; if there are none, [`Event::StreamsDone`] follows.
     Drain,
     /// As `Drain`, for a child that was asked to stop, whether or not anything was sent: unless a delay gives them time, as `CutStreams`.
@@ -86,15 +88,15 @@ pub(crate) fn step(phase: Phase, event: Event) -> (Phase, &'static [Action]) {
         (Phase::Stopping, Event::Reopened) => (Phase::Stopping, &[]),
 
         // Who cancels wants no more of it; the exit stays what it is.
-        (Phase::Draining, Event::Stop) => (Phase::Draining, &[CutStreams]),
+        (Phase::Draining, Event::Stop) => (Phase::Draining, &[StopTree, CutStreams]),
         (Phase::Draining, Event::StepDue) => (Phase::Draining, &[NextStep]),
         (Phase::Draining, Event::DelayOver) => (Phase::Draining, &[Kill, CutStreams]),
         (Phase::Draining, Event::Exited) => (Phase::Draining, &[]),
         (Phase::Draining, Event::StreamsDone) => (Phase::Done, &[DisarmDeadline, Finish]),
         (Phase::Draining, Event::Reopened) => (Phase::Draining, &[]),
 
-        (Phase::Done, Event::Stop) => (Phase::Done, &[]),
-        // Only a group that is being stopped without its leader still has steps and a delay.
+        (Phase::Done, Event::Stop) => (Phase::Done, &[StopTree]),
+        // Only a group or cgroup that is being stopped without its leader still has steps and a delay.
         (Phase::Done, Event::StepDue) => (Phase::Done, &[NextStep]),
         (Phase::Done, Event::DelayOver) => (Phase::Done, &[Kill]),
         (Phase::Done, Event::Exited) => (Phase::Done, &[]),
@@ -140,12 +142,12 @@ mod tests {
         the_delay_kills_in_the_middle_of_a_ladder: Stopping + DelayOver => Stopping [Kill];
         a_stopped_leader_leaves_its_group_to_the_ladder: Stopping + Exited => Draining [PublishExit, StopGroup, StartDelay, DrainStopped];
         eof_does_not_end_a_stop: Stopping + StreamsDone => Stopping [];
-        a_cancel_after_the_exit_ends_the_capture: Draining + Stop => Draining [CutStreams];
+        a_cancel_after_the_exit_ends_the_capture: Draining + Stop => Draining [StopTree, CutStreams];
         a_ladder_goes_on_for_the_group_while_draining: Draining + StepDue => Draining [NextStep];
         the_delay_kills_the_group_and_cuts_the_streams: Draining + DelayOver => Draining [Kill, CutStreams];
         one_exit_is_enough: Draining + Exited => Draining [];
         complete_streams_end_it: Draining + StreamsDone => Done [DisarmDeadline, Finish];
-        nothing_stops_the_done: Done + Stop => Done [];
+        what_the_done_left_in_their_cgroup_is_stopped: Done + Stop => Done [StopTree];
         a_ladder_goes_on_for_the_group_after_all: Done + StepDue => Done [NextStep];
         the_delay_kills_the_group_after_all: Done + DelayOver => Done [Kill];
         the_done_do_not_exit: Done + Exited => Done [];

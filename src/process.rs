@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 
 use crate::exit::Usage;
+use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::sys::process as sys;
 pub(crate) use crate::sys::process::WaitMode;
@@ -22,15 +23,6 @@ pub(crate) enum Reaped {
     Ended(ExitStatus, Usage),
     /// Somebody else took the status; what could be recovered of it.
     Stolen(Option<ExitStatus>),
-}
-
-/// Whom a signal is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// The child alone.
-    Child,
-    /// The process group that it leads.
-    Group,
 }
 
 /// Waits for, and unless `mode` says otherwise reaps, the process. waitid(2).
@@ -93,13 +85,14 @@ fn answers_as_begun(pid: u32) -> Option<bool> {
     }
 }
 
-/// Sends `signal`. A process or group that is gone already is not an error: the signal came too late.
+/// Sends `signal` to the child or its group; the rest of a cgroup is not reached through it. A process or group that is gone already is not
+/// an error: the signal came too late.
 ///
 /// Once the leader is reaped its pid is no longer ours: then only the group flag of the pidfd may reach the group, and
 /// where the kernel lacks it nothing is sent, rather than to a recycled number.
 pub(crate) fn send(pidfd: BorrowedFd<'_>, pid: u32, scope: Scope, signal: Signal) -> io::Result<()> {
     let result = match scope {
-        Scope::Child => sys::signal_process(pidfd, signal.as_raw()),
+        Scope::Child | Scope::Cgroup => sys::signal_process(pidfd, signal.as_raw()),
         Scope::Group => send_to_group(pidfd, pid, signal),
     };
     match result {

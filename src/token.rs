@@ -19,12 +19,23 @@ pub(crate) enum Kind {
     /// The reactor's own: its eventfd, its timerfd, a nested reactor.
     Wake = 6,
     Nested = 7,
+    /// The `cgroup.events` of a child's own cgroup.
+    Tree = 8,
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Child, Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Context, Kind::Source, Kind::Wake, Kind::Nested];
+const KINDS: [Kind; 9] = [
+    Kind::Child,
+    Kind::Stdin,
+    Kind::Stdout,
+    Kind::Stderr,
+    Kind::Context,
+    Kind::Source,
+    Kind::Wake,
+    Kind::Nested,
+    Kind::Tree,
+];
 
-const GENERATION_BITS: u32 = 29;
+const GENERATION_BITS: u32 = 28;
 const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
 
 /// (kind, generation, slot).
@@ -46,12 +57,12 @@ impl Token {
     }
 
     pub(crate) fn pack(self) -> u64 {
-        (self.kind as u64) << 61 | u64::from(self.generation) << 32 | u64::from(self.slot)
+        (self.kind as u64) << 60 | u64::from(self.generation) << 32 | u64::from(self.slot)
     }
 
     pub(crate) fn unpack(packed: u64) -> Token {
         Token {
-            kind: KINDS[(packed >> 61) as usize],
+            kind: KINDS[(packed >> 60) as usize],
             generation: (packed >> 32) as u32 & GENERATION_MASK,
             slot: packed as u32,
         }

@@ -1,5 +1,6 @@
 //! A running child in its holder's hands, and the verbs of a command that start one. Knows its cell, and how each verb judges.
 
+mod tree;
 mod twins;
 
 use std::fmt;

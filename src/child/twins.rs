@@ -15,7 +15,7 @@ use crate::command::Command;
 use crate::driver::{Driver, default_core};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::{Captured, Exit, Output};
-use crate::reactor::cell::{Cell, WakeKey};
+use crate::reactor::cell::{Awaited, Cell, WakeKey};
 use crate::reactor::core::Core;
 use crate::reactor::start::{Defaults, Manner, start_elsewhere};
 use crate::tell::{Level, tell};
@@ -190,8 +190,9 @@ impl Future for Ending {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<Exit>> {
         let this = &mut *self;
+        let awaited = if this.streams { Awaited::Streams } else { Awaited::Death };
         // In a forked copy the lock may be held for ever: who asks there is told by `outcome`.
-        if this.cell.check_ours().is_ok() && this.cell.wake_when(this.streams, &mut this.key, cx.waker()) {
+        if this.cell.check_ours().is_ok() && this.cell.wake_when(awaited, &mut this.key, cx.waker()) {
             return Poll::Pending;
         }
         Poll::Ready(this.cell.outcome(this.streams).and_then(sure))

@@ -1,6 +1,7 @@
 //! What to run, and how it must stop: a description that can be spawned any number of times. Knows nothing of running children.
 
 mod options;
+mod scope;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -13,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use self::options::{IoPriority, Namespace, Resource, Scheduler};
+pub use self::scope::CgroupScope;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::helpers;
@@ -62,6 +64,7 @@ pub struct Command {
     pub(crate) cancel: Cancel,
     pub(crate) kill_on_drop: bool,
     pub(crate) group: bool,
+    pub(crate) cgroup_scope: Option<CgroupScope>,
     pub(crate) leftovers: Leftovers,
     label: OnceLock<Arc<str>>,
 }
@@ -208,7 +211,7 @@ pub enum Step {
     Kill,
 }
 
-/// What becomes of the rest of a [`group`](Command::group) whose leader ended by itself.
+/// What becomes of the rest of a [`group`](Command::group), or [cgroup](Command::cgroup_scope), whose leader ended by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Leftovers {
@@ -239,6 +242,7 @@ impl Command {
             cancel: Cancel::default(),
             kill_on_drop: false,
             group: false,
+            cgroup_scope: None,
             leftovers: Leftovers::default(),
             label: OnceLock::new(),
         }
@@ -397,7 +401,7 @@ impl Command {
         self
     }
 
-    /// What becomes of the rest of the group when the child ends by itself.
+    /// What becomes of the rest of the [group](Command::group), or of the [cgroup](Command::cgroup_scope), when the child ends by itself.
     pub fn group_leftovers(&mut self, leftovers: Leftovers) -> &mut Command {
         self.leftovers = leftovers;
         self
@@ -449,7 +453,8 @@ impl Command {
                 !matches!(s.0, Kind::Inherit | Kind::Null | Kind::Fd(_) | Kind::Ours(_) | Kind::SameAsStdout)
             })
         };
-        self.contexts.is_empty() && self.timeout.is_none() && !self.group && !self.stdio.iter().any(needs_reading)
+        let alone = !self.group && self.cgroup_scope.is_none();
+        self.contexts.is_empty() && self.timeout.is_none() && alone && !self.stdio.iter().any(needs_reading)
     }
 
     /// What `execve` takes, or why it cannot.

@@ -340,7 +340,13 @@ impl Command {
 /// What the kernel would refuse in any process, or take for something else than what was meant.
 impl Command {
     pub(super) fn contradiction(&self) -> Option<String> {
-        self.of_terminals().or_else(|| self.of_numbers())
+        let of_scope = || {
+            self.cgroup_scope.as_ref().and_then(|scope| match self.options.cgroup {
+                Some(_) => Some("it cannot be born in a cgroup that is given and in one of its own".into()),
+                None => scope.contradiction(),
+            })
+        };
+        self.of_terminals().or_else(|| self.of_numbers()).or_else(of_scope)
     }
 
     fn of_terminals(&self) -> Option<String> {

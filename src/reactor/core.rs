@@ -22,6 +22,7 @@ use super::cell::Cell;
 use crate::cause::Cause;
 use crate::context::{Context, ListenKey, Listener, Tell};
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::scope::TreeUsage;
 use crate::sys::process::generation;
 use crate::tell::{Level, tell};
 use crate::timer::{Alarm, Clock, Timers};
@@ -72,6 +73,8 @@ pub(crate) struct Tables {
     ended: VecDeque<Token>,
     ended_cells: HashMap<Token, Arc<Cell>>,
     unreported: usize,
+    /// Whose trees are gone, not asked for yet.
+    ended_trees: VecDeque<(Token, TreeUsage)>,
     /// How many threads sleep until no child is left: to signal a condition nobody waits for is a system call all the same.
     sleepers: u32,
     /// The tables of loops that were taken over from owners who are gone.
@@ -138,6 +141,7 @@ impl Core {
                 ended: VecDeque::new(),
                 ended_cells: HashMap::new(),
                 unreported: 0,
+                ended_trees: VecDeque::new(),
                 sleepers: 0,
                 taken_over: Vec::new(),
                 left: Vec::new(),
@@ -197,6 +201,7 @@ impl Core {
             let mut tables = self.tables();
             tables.orphaned = true;
             tables.ended.clear();
+            tables.ended_trees.clear();
             std::mem::take(&mut tables.ended_cells)
         };
         // Cells are dropped outside the lock: what a user gave them may be dropped with them.
@@ -231,6 +236,18 @@ impl Core {
         let token = tables.ended.pop_front()?;
         tables.unreported -= 1;
         tables.ended_cells.remove(&token).map(|cell| (token, cell))
+    }
+
+    /// A child that is done has nobody left in its cgroup.
+    pub(crate) fn report_tree(&self, token: Token, usage: TreeUsage) {
+        let mut tables = self.tables();
+        if self.collects && !tables.orphaned {
+            tables.ended_trees.push_back((token, usage));
+        }
+    }
+
+    pub(crate) fn next_tree(&self) -> Option<(Token, TreeUsage)> {
+        if self.is_ours() { self.tables().ended_trees.pop_front() } else { None }
     }
 
     /// A child that is done and not asked for yet.
@@ -270,6 +287,11 @@ impl Core {
     /// Watches our write end.
     pub(crate) fn register_writable(&self, fd: BorrowedFd<'_>, token: Token) -> Result<()> {
         self.register(fd, token, Interest::WRITABLE)
+    }
+
+    /// Watches the `cgroup.events` of a child's own cgroup.
+    pub(crate) fn register_tree(&self, fd: BorrowedFd<'_>, token: Token) -> Result<()> {
+        self.register(fd, token, Interest::PRIORITY)
     }
 
     /// `epoll_ctl(EPOLL_CTL_DEL)`; always before the descriptor is closed: a copy in a forked, not yet exec'd child would go on reporting.

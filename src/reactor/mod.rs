@@ -20,6 +20,7 @@ use crate::cause::Cause;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::{Captured, Exit};
+use crate::scope::TreeUsage;
 use crate::signal::Signal;
 use crate::spawn::Busy;
 use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
@@ -157,6 +158,21 @@ impl Reactor {
         let (token, cell) = self.core.next_ended()?;
         let exit = cell.exit()?;
         Some(Ended { id: ChildId(token), exit, captured: cell.take_captured() })
+    }
+
+    /// The next child whose cgroup ([`Command::cgroup_scope`]) nobody is left in, and what all of them used; after [`next_exit`](Reactor::next_exit)
+    /// had, or could have had, the child itself. Each is kept until it is asked for.
+    pub fn next_tree(&mut self) -> Option<(ChildId, TreeUsage)> {
+        self.core.next_tree().map(|(token, usage)| (ChildId(token), usage))
+    }
+
+    /// What the child and everything it has started used up to now.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] if it has no cgroup of its own; [`ErrorKind::NoSuchChild`] when all of it is gone and was reported.
+    pub fn tree_usage(&self, id: ChildId) -> Result<TreeUsage> {
+        find(&self.core, id)?.tree_usage()
     }
 
     /// How many children are not reported yet.

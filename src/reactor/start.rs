@@ -5,19 +5,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::cell::{Birth, Cell, Extra, Reasons, Teller};
+use super::cell::{Birth, Cell, Extra, Reasons, Teller, Tree};
 use super::core::{Core, fired};
 use super::stop::Ladder;
 use crate::cause::Cause;
+use crate::cgroup::Cgroup;
 use crate::command::{Cancel, Command, Leftovers};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipe::copier::{self, Copier, Standby, Work};
 use crate::pipe::{self, Capture, Feed};
-use crate::process::Scope;
-use crate::spawn::{self, Busy, Plan, Source};
+use crate::scope::Scope;
+use crate::spawn::{self, Busy, Group, Options, Plan, Source};
 use crate::spawner;
 use crate::stdio::{Claim, Kind, OneShot};
+use crate::tell::{Level, tell};
 use crate::token::Token;
 
 /// A stdin of at most this many bytes is written before the child starts: every pipe holds one page.
@@ -112,16 +114,19 @@ fn start_here(
         refuse_if_stopped(command)?;
         let mut wires = Wires::new(manner.defaults.streams(command), core.live() >= CROWD)?;
         let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
-        let birth = Birth {
+        let territory = Territory::new(command)?;
+        let mut birth = Birth {
             label: label.clone(),
             spawned_at,
-            scope: if command.group { Scope::Group } else { Scope::Child },
+            scope: territory.scope,
             kill_on_drop: command.kill_on_drop,
             extra: extra(command, &mut wires, deadline),
         };
+        let options = territory.settle(command, &mut birth);
+        let options = options.as_ref().unwrap_or(&command.options);
         let cell = Cell::new(core, birth);
         let token = cell.enter(&command.contexts, deadline)?;
-        let result = seen(&cell).and_then(|()| bear(&cell, command, wires, manner));
+        let result = seen(&cell).and_then(|()| bear(&cell, command, options, wires, manner));
         if result.is_err() {
             core.withdraw(token);
         }
@@ -131,7 +136,7 @@ fn start_here(
 }
 
 /// From the clone to the first registration.
-fn bear(cell: &Arc<Cell>, command: &Command, wires: Wires, manner: Manner) -> Result<()> {
+fn bear(cell: &Arc<Cell>, command: &Command, options: &Options, wires: Wires, manner: Manner) -> Result<()> {
     // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the slot.
     refuse_if_stopped(command)?;
     let born = spawn::spawn(&Plan {
@@ -141,7 +146,7 @@ fn bear(cell: &Arc<Cell>, command: &Command, wires: Wires, manner: Manner) -> Re
         search_path: command.search_path(),
         stdio: wires.sources(),
         extra: command.extra.iter().map(|(number, fd)| (*number, fd.as_fd())).collect(),
-        options: &command.options,
+        options,
         publish: &cell.published,
         retry_busy: manner.busy,
         raise: manner.watched && wires.crowded,
@@ -158,6 +163,51 @@ fn bear(cell: &Arc<Cell>, command: &Command, wires: Wires, manner: Manner) -> Re
         }
     }
     Ok(())
+}
+
+/// Whom the child's stops reach.
+struct Territory {
+    scope: Scope,
+    cgroup: Option<Cgroup>,
+}
+
+impl Territory {
+    fn new(command: &Command) -> Result<Territory> {
+        let simple = if command.group { Scope::Group } else { Scope::Child };
+        let Some(wanted) = &command.cgroup_scope else {
+            return Ok(Territory { scope: simple, cgroup: None });
+        };
+        match Cgroup::new(&wanted.dir, &wanted.settings) {
+            Ok(cgroup) => Ok(Territory { scope: Scope::Cgroup, cgroup: Some(cgroup) }),
+            Err(error) if wanted.or_group && is_not_offered(&error) => {
+                tell(Level::Debug, format_args!("a group in place of a cgroup: {error}"));
+                Ok(Territory { scope: Scope::Group, cgroup: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the child its cgroup; returns its options, if they differ from the command's.
+    fn settle(self, command: &Command, birth: &mut Birth) -> Option<Options> {
+        let has_group = command.group || self.scope != Scope::Group;
+        if has_group && self.cgroup.is_none() {
+            return None;
+        }
+        let mut options = command.options.clone();
+        if !has_group {
+            options.group = Some(Group::New);
+        }
+        if let Some(cgroup) = self.cgroup {
+            options.cgroup = Some(cgroup.dir().clone());
+            birth.extra.get_or_insert_default().tree = Some(Box::new(Tree::There(cgroup)));
+        }
+        Some(options)
+    }
+}
+
+/// Whether a group may do in place of a cgroup: where there is none to be had, and not where one is full, frozen, or refuses a value.
+fn is_not_offered(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied)
 }
 
 /// An already cancelled context, or no time at all, starts nothing.

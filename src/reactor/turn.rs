@@ -60,6 +60,7 @@ impl Inbox {
 #[derive(Debug, Default)]
 struct Batch {
     exits: Vec<Token>,
+    trees: Vec<Token>,
     contexts: Vec<Token>,
     due: Vec<Alarm>,
     pipes: Vec<(Token, bool)>,
@@ -170,6 +171,7 @@ impl Loop {
             let token = Token::unpack(event.token().0 as u64);
             match token.kind {
                 Kind::Child => batch.exits.push(token),
+                Kind::Tree => batch.trees.push(token.of_kind(Kind::Child)),
                 Kind::Stdin => batch.pipes.push((token, event.is_write_closed())),
                 Kind::Stdout | Kind::Stderr => batch.pipes.push((token, event.is_read_closed())),
                 Kind::Context | Kind::Source => batch.contexts.push(token.of_kind(Kind::Context)),
@@ -185,6 +187,11 @@ impl Loop {
             // A stale token is expected: a waiter reaped it meanwhile.
             if let Some(cell) = self.core.child(token) {
                 cell.on_readable();
+            }
+        }
+        for token in self.batch.trees.drain(..) {
+            if let Some(cell) = self.core.child(token) {
+                cell.on_tree();
             }
         }
     }
@@ -357,7 +364,8 @@ mod tests {
     use crate::cause::Cause;
     use crate::command::Command;
     use crate::context::Context;
-    use crate::process::{Scope, has_exited as is_readable};
+    use crate::process::has_exited as is_readable;
+    use crate::scope::Scope;
     use crate::spawn::Busy;
 
     const SOON: Option<Duration> = Some(Duration::from_secs(20));

@@ -8,8 +8,9 @@ use super::{After, CALL_GRACE, Call, Cell, Life, Owner};
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Event, Phase};
-use crate::process::{self, Scope, WaitMode};
+use crate::process::{self, WaitMode};
 use crate::reactor::stop::Delay;
+use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::tell::Level;
 use crate::timer::Clock;
@@ -82,6 +83,7 @@ impl Cell {
     }
 
     pub(super) fn watch_streams(&self, life: &Life, token: Token) -> Result<()> {
+        self.watch_tree(life, token)?;
         let Some(extra) = &life.extra else {
             return Ok(());
         };
@@ -134,6 +136,9 @@ impl Cell {
     pub(super) fn unwatch(&self, life: &mut Life) {
         if let Some(pidfd) = life.open_pidfd() {
             self.core.deregister(pidfd.as_fd());
+        }
+        if let Some(cgroup) = life.cgroup() {
+            self.core.deregister(cgroup.as_fd());
         }
         let Some(extra) = &life.extra else { return };
         if let Some(feed) = &extra.feed {

@@ -23,7 +23,7 @@ impl Cell {
             self.core.deregister(life.pidfd());
         }
         if life.leaves_group_behind() {
-            // While its leader is a zombie the group's number is nobody else's.
+            // While its leader is a zombie a group's number is nobody else's.
             let _ = self.send(life, Signal::SIGKILL);
         }
         let keep = life.keeps_zombie();
@@ -78,6 +78,7 @@ impl Cell {
         life.call = Call::Over;
         life.take_back_cause();
         self.feed(life, Event::Exited);
+        self.look_at_tree(life);
     }
 
     pub(super) fn publish(self: &Arc<Cell>, life: &mut Life) {
@@ -91,6 +92,7 @@ impl Cell {
         Exit::new(Ending {
             command: self.label.clone(),
             pid: self.pid(),
+            scope: life.scope,
             status: death.status,
             cause: life.cause.as_deref().cloned(),
             usage: death.usage,
@@ -129,8 +131,14 @@ impl Cell {
         self.wake_sleepers(life);
         if let Some(token) = life.token {
             self.core.report(token, self);
+            self.report_tree(life);
         }
-        if !life.is_stopping_group() {
+        self.give_back_when_over(life);
+    }
+
+    /// Its slot is kept while a stop goes on without it, and while anybody is left in its cgroup.
+    pub(super) fn give_back_when_over(&self, life: &mut Life) {
+        if life.done && !life.is_stopping_rest() && life.cgroup().is_none() {
             self.give_back(life);
         }
     }

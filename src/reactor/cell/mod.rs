@@ -5,7 +5,10 @@ mod birth;
 mod ending;
 mod stopping;
 mod streams;
+mod tree;
 mod waiting;
+
+pub(crate) use self::tree::Tree;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +30,8 @@ use crate::exit::{Exit, HeldOpen, Stream, Usage};
 use crate::lifecycle::{self, Action, Event, Phase};
 use crate::pipe::copier::{Copier, Told};
 use crate::pipe::{Capture, Feed};
-use crate::process::{self, Scope};
+use crate::process;
+use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::sys::process::Published;
 use crate::tell::{Level, tell};
@@ -92,6 +96,8 @@ pub(crate) struct Life {
     traced: bool,
     /// Its zombie is kept, so that its pid goes on naming its group.
     unreaped: bool,
+    /// What the child has left in its cgroup is being stopped, after an end of its own.
+    stopping_tree: bool,
     kill_on_drop: bool,
     died: bool,
     /// How many threads sleep until `changed`.
@@ -109,6 +115,16 @@ struct Others {
     wakers: Vec<(WakeKey, Waker)>,
     next_key: u64,
     after: Vec<After>,
+}
+
+/// What a future waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    Death,
+    /// And its streams are done.
+    Streams,
+    /// And nobody is left in its cgroup.
+    Tree,
 }
 
 /// Names a future that waits for a child.
@@ -156,6 +172,7 @@ pub(crate) struct Extra {
     pub(crate) wait_delay: Option<Duration>,
     pub(crate) delay: Delay,
     pub(crate) leftovers: Leftovers,
+    pub(crate) tree: Option<Box<Tree>>,
     /// The ends of pipes that the caller may still take: stdin, stdout, stderr.
     pub(crate) piped: [Option<OwnedFd>; 3],
     pub(crate) feed: Option<Feed>,
@@ -257,6 +274,7 @@ impl Cell {
                 done: false,
                 traced: false,
                 unreaped: false,
+                stopping_tree: false,
                 kill_on_drop: birth.kill_on_drop,
                 died: false,
                 sleepers: 0,
@@ -370,6 +388,8 @@ impl Cell {
             }
             Action::NextStep => self.next_step(life),
             Action::Kill => self.kill(life),
+            // It is also that of what the child has left in its cgroup.
+            Action::DisarmDeadline if life.phase == Phase::Done && life.cgroup().is_some() => {}
             Action::DisarmDeadline => {
                 if let Some(token) = life.token {
                     self.core.disarm_deadline(token);
@@ -377,6 +397,7 @@ impl Cell {
             }
             Action::PublishExit => self.publish(life),
             Action::StopGroup => self.stop_group(life),
+            Action::StopTree => self.stop_tree(life),
             Action::Drain => self.drain(life, false),
             Action::DrainStopped => self.drain(life, true),
             Action::CutStreams => self.cut(life),
@@ -462,19 +483,24 @@ impl Life {
         self.token.is_some() && self.extra.as_deref().is_some_and(awaited)
     }
 
-    /// A stop of a group that has sent something goes on without its leader.
-    fn is_stopping_group(&self) -> bool {
-        self.scope == Scope::Group && (self.sent.kill || self.sent.other) && self.open_pidfd().is_some()
+    /// A stop of a group or cgroup that has sent something goes on without its leader.
+    fn is_stopping_rest(&self) -> bool {
+        let has_begun = self.sent.kill || self.sent.other;
+        match self.scope {
+            Scope::Child => false,
+            Scope::Group => has_begun && self.open_pidfd().is_some(),
+            Scope::Cgroup => (has_begun || self.stopping_tree) && self.cgroup().is_some(),
+        }
     }
 
     fn leaves_group_behind(&self) -> bool {
         let kills = self.extra.as_ref().is_some_and(|e| e.leftovers == Leftovers::Kill);
-        self.scope == Scope::Group && kills && self.has_exited()
+        self.scope != Scope::Child && kills && self.has_exited()
     }
 
     /// Where a pidfd cannot signal a group, the leader's zombie is what keeps the group's number from being anybody else's.
     fn keeps_zombie(&self) -> bool {
-        self.is_stopping_group() && !process::group_flag_works()
+        self.scope == Scope::Group && self.is_stopping_rest() && !process::group_flag_works()
     }
 
     /// Of what its group is sent after its end it is not said to have died.

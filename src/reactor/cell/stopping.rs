@@ -12,8 +12,9 @@ use crate::error::{ErrorKind, Result};
 use crate::helpers;
 use crate::lifecycle::{Event, Phase};
 use crate::pipe::Capture;
-use crate::process::{self, Scope, WaitMode};
+use crate::process::{self, WaitMode};
 use crate::reactor::stop::{Deed, Delay, Failure, Ladder, Rung};
+use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::tell::Level;
 use crate::timer::Clock;
@@ -79,6 +80,7 @@ impl Cell {
             if life.phase == Phase::Running {
                 self.stop_by(life, cause, vec![Rung::kill()]);
             } else {
+                life.stopping_tree = life.ended.is_some();
                 self.feed(life, Event::DelayOver);
             }
         });
@@ -122,6 +124,10 @@ impl Cell {
         match life.phase {
             _ if !life.kill_on_drop => {}
             // What a gentler stop has left to do nobody waits for any more.
+            Phase::Draining | Phase::Done if life.cgroup().is_some() => {
+                life.stopping_tree = true;
+                self.kill(life);
+            }
             Phase::Stopping => self.feed(life, Event::DelayOver),
             Phase::Running | Phase::Draining | Phase::Done => self.stop_by(life, Cause::Dropped, vec![Rung::kill()]),
         }
@@ -148,7 +154,7 @@ impl Cell {
     /// Takes the next step of the ladder, and arms the time it has.
     pub(super) fn next_step(self: &Arc<Cell>, life: &mut Life) {
         let dead = life.ended.is_some();
-        if dead && !life.is_stopping_group() {
+        if dead && !life.is_stopping_rest() {
             // A clock that was taken from the timers before it was disarmed.
             return;
         }
@@ -159,7 +165,7 @@ impl Cell {
             // Exit wins: the event is on its way. Nothing is sent, no cause is recorded.
             return;
         }
-        if dead && !process::group_is_alive(life.pidfd()) {
+        if dead && !life.rest_is_alive() {
             return self.end_group_stop(life);
         }
         self.take(life, &rung);
@@ -253,6 +259,9 @@ impl Cell {
     }
 
     pub(super) fn send(&self, life: &Life, signal: Signal) -> std::io::Result<()> {
+        if let Some(cgroup) = life.cgroup() {
+            return self.signal_tree(life, cgroup, signal);
+        }
         let Some(pidfd) = life.open_pidfd() else {
             return Ok(());
         };
@@ -262,7 +271,7 @@ impl Cell {
     /// SIGKILL now: for a child that outlived its delay, or for what is left of a group that is being stopped.
     pub(super) fn kill(self: &Arc<Cell>, life: &mut Life) {
         let dead = life.ended.is_some();
-        if dead && !life.is_stopping_group() {
+        if dead && !life.is_stopping_rest() {
             return;
         }
         if dead || !life.has_exited() {
@@ -275,14 +284,14 @@ impl Cell {
 
     /// The leader died in the middle of a stop: the remaining steps still go to the group.
     pub(super) fn stop_group(self: &Arc<Cell>, life: &mut Life) {
-        if !life.is_stopping_group() {
+        if !life.is_stopping_rest() {
             return self.end_group_stop(life);
         }
         if life.sent.kill {
             // A member that was being forked when the first one was sent may have missed it.
             let _ = self.send(life, Signal::SIGKILL);
         }
-        if !life.has_clock() || !process::group_is_alive(life.pidfd()) {
+        if !life.has_clock() || !life.rest_is_alive() {
             self.end_group_stop(life);
         }
     }
@@ -294,10 +303,9 @@ impl Cell {
         }
         self.disarm_step(life);
         life.sent = Sent::default();
+        life.stopping_tree = false;
         self.release_pidfd(life);
-        if life.done {
-            self.give_back(life);
-        }
+        self.give_back_when_over(life);
     }
 
     pub(super) fn disarm_step(&self, life: &mut Life) {

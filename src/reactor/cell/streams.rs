@@ -77,7 +77,7 @@ impl Cell {
     }
 
     pub(super) fn drain(self: &Arc<Cell>, life: &mut Life, stopped: bool) {
-        if !life.is_stopping_group() {
+        if !life.is_stopping_rest() {
             self.disarm_step(life);
             self.release_pidfd(life);
         }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
-use super::{Cell, Life, Owner, WakeKey};
+use super::{Awaited, Cell, Life, Owner, WakeKey};
 use crate::error::{ErrorKind, Result};
 use crate::exit::Exit;
-use crate::process::{self, Scope, WaitMode};
+use crate::process::{self, WaitMode};
+use crate::scope::Scope;
 
 impl Cell {
     /// Waits for the death, at most until `until`.
@@ -97,7 +98,7 @@ impl Cell {
     pub(crate) fn wait_as_owner(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
         let (pidfd, grouped) = {
             let mut life = self.lock();
-            (life.lend_pidfd(), life.scope == Scope::Group)
+            (life.lend_pidfd(), life.scope != Scope::Child)
         };
         let outcome = match until {
             // A group's leader is looked at first: what becomes of the group is decided before it is reaped.
@@ -163,13 +164,16 @@ impl Cell {
         self.lock().exit.clone()
     }
 
-    /// Has `waker` woken when it is dead, or (`streams`) when its streams are done; false if it is already. Again with the same key: in
-    /// place of the former waker.
-    pub(crate) fn wake_when(&self, streams: bool, key: &mut Option<WakeKey>, waker: &Waker) -> bool {
+    /// Has `waker` woken when that has happened; false if it has already. Again with the same key: in place of the former waker.
+    pub(crate) fn wake_when(&self, awaited: Awaited, key: &mut Option<WakeKey>, waker: &Waker) -> bool {
         // Cloned and dropped outside the lock: a waker is somebody else's code.
         let waker = waker.clone();
         let mut life = self.lock();
-        let is_there = if streams { life.done } else { life.exit.is_some() };
+        let is_there = match awaited {
+            Awaited::Death => life.exit.is_some(),
+            Awaited::Streams => life.done,
+            Awaited::Tree => life.tree_end().is_some(),
+        };
         if is_there || life.died {
             return false;
         }
