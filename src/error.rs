@@ -208,6 +208,8 @@ struct Inner {
     kind: ErrorKind,
     /// The command as a shell line, secrets hidden.
     command: Option<String>,
+    /// Its place among the commands of a pipeline, from 1, and how many they are.
+    place: Option<(usize, usize)>,
     stage: Option<Stage>,
     /// The path the step was about: the program, the directory.
     path: Option<PathBuf>,
@@ -223,6 +225,7 @@ impl Error {
         Error(Box::new(Inner {
             kind,
             command: None,
+            place: None,
             stage: None,
             path: None,
             detail: None,
@@ -258,6 +261,12 @@ impl Error {
 
     pub(crate) fn of(mut self, command: impl Into<String>) -> Error {
         self.0.command.get_or_insert_with(|| command.into());
+        self
+    }
+
+    pub(crate) fn at_place(mut self, place: usize, count: usize) -> Error {
+        // One alone needs no number.
+        self.0.place = (count > 1).then_some((place, count));
         self
     }
 
@@ -302,6 +311,11 @@ impl Error {
     /// The command, as a shell would be given it, on one line; secret arguments read `***`. Cut after 1,024 bytes.
     pub fn command(&self) -> Option<&str> {
         self.0.command.as_deref()
+    }
+
+    /// Which command of a [`Pipeline`](crate::Pipeline) it is about, from 0.
+    pub fn pipeline_index(&self) -> Option<usize> {
+        self.0.place.map(|(place, _)| place - 1)
     }
 
     /// The step that failed, for an error of `spawn`.
@@ -395,7 +409,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let e = &*self.0;
         if let Some(command) = &e.command {
-            write!(f, "{command}: ")?;
+            match &e.place {
+                Some((place, count)) => write!(f, "{command} (command {place} of {count}): ")?,
+                None => write!(f, "{command}: ")?,
+            }
         }
         self.write_what(f)?;
         if let Some(path) = &e.path {

@@ -285,6 +285,15 @@ pub struct Captured {
     pub stderr_omitted_bytes: u64,
 }
 
+impl Captured {
+    /// This stdout, and that stderr.
+    pub(crate) fn with_stderr_of(mut self, other: Captured) -> Captured {
+        self.stderr = other.stderr;
+        self.stderr_omitted_bytes = other.stderr_omitted_bytes;
+        self
+    }
+}
+
 impl fmt::Debug for Captured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Captured")

@@ -41,7 +41,7 @@ mod timer;
 mod token;
 
 pub use cause::{Cause, Reason};
-pub use child::Child;
+pub use child::{Child, Children, Pipefail, Pipeline, PipelineExit, PipelineOutput};
 pub use command::{
     Cancel, CgroupScope, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target,
 };

@@ -1,9 +1,11 @@
 //! One process through its pidfd: has it ended, how, and signals to it or the group it leads. Knows no pipes, no epoll, no reasons.
 
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
@@ -23,6 +25,89 @@ pub(crate) enum Reaped {
     Ended(ExitStatus, Usage),
     /// Somebody else took the status; what could be recovered of it.
     Stolen(Option<ExitStatus>),
+}
+
+/// The process group of several children, who are stopped as one: what each of them is sent goes to the group, once.
+#[derive(Debug, Default)]
+pub(crate) struct Job {
+    /// Its pid and pidfd; the first child, once it is there.
+    leader: OnceLock<(u32, OwnedFd)>,
+    /// All of them run: who comes to be later would miss what is sent.
+    complete: AtomicBool,
+    /// How often each signal has been sent.
+    sent: Mutex<HashMap<i32, u32>>,
+}
+
+impl Job {
+    pub(crate) fn new() -> Job {
+        Job::default()
+    }
+
+    /// 0: there is none yet.
+    pub(crate) fn leader(&self) -> u32 {
+        self.leader.get().map_or(0, |(pid, _)| *pid)
+    }
+
+    pub(crate) fn lead(&self, pidfd: OwnedFd, pid: u32) {
+        probe_group_flag(pidfd.as_fd());
+        let _ = self.leader.set((pid, pidfd));
+    }
+
+    /// All are there. Relaxed: who does not know yet is signalled by itself.
+    pub(crate) fn complete(&self) {
+        self.complete.store(true, Ordering::Relaxed);
+    }
+
+    /// To all in it; false if only each of them by itself can be reached here.
+    pub(crate) fn signal(&self, signal: Signal) -> bool {
+        // By identity: the group is meant, also when its leader has been reaped.
+        let Some((_, pidfd)) = self.leader.get() else {
+            return false;
+        };
+        by_flag(pidfd.as_fd(), signal).is_some_and(|sent| sent.is_ok())
+    }
+
+    /// The same, on behalf of the member `pid` and as its `count`th such signal: once for all of them.
+    fn signal_for(&self, pid: u32, signal: Signal, count: u32) -> bool {
+        let leader = i32::try_from(self.leader()).ok().and_then(Pid::from_raw);
+        let member = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // It may have gone its own way.
+        let known = leader.is_some() && member.is_some() && self.complete.load(Ordering::Relaxed);
+        if !known || rustix::process::getpgid(member).ok() != leader {
+            return false;
+        }
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let so_far = sent.entry(signal.as_raw()).or_default();
+        if *so_far >= count {
+            return true;
+        }
+        let reached = self.signal(signal);
+        if reached {
+            *so_far = count;
+        }
+        reached
+    }
+}
+
+/// A child's place in a job.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    job: Arc<Job>,
+    /// How often it was to be sent each signal.
+    sent: HashMap<i32, u32>,
+}
+
+impl Membership {
+    pub(crate) fn new(job: Arc<Job>) -> Membership {
+        Membership { job, sent: HashMap::new() }
+    }
+
+    /// Sends it to the group, unless another member has; false if that cannot be done, and it is to be sent to the child itself.
+    pub(crate) fn signal(&mut self, pid: u32, signal: Signal) -> bool {
+        let count = self.sent.entry(signal.as_raw()).or_default();
+        *count += 1;
+        self.job.signal_for(pid, signal, *count)
+    }
 }
 
 /// Waits for, and unless `mode` says otherwise reaps, the process. waitid(2).

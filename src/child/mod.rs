@@ -1,5 +1,6 @@
 //! A running child in its holder's hands, and the verbs of a command that start one. Knows its cell, and how each verb judges.
 
+mod pipeline;
 mod tree;
 mod twins;
 
@@ -9,6 +10,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::pipeline::{Children, Pipefail, Pipeline, PipelineExit, PipelineOutput};
 use crate::cause::Cause;
 use crate::command::Command;
 use crate::driver::{Driver, default_core};
@@ -185,6 +187,8 @@ impl Drop for Held {
 fn give_up(cell: Arc<Cell>) {
     // A forked copy: it is not ours.
     if cell.check_ours().is_ok() {
+        // Its creator may have kept it to itself. If the loop cannot take it nobody can.
+        let _ = cell.hand_over();
         cell.kill_stopping(Cause::Dropped);
     }
     drop(Child { cell });

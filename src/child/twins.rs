@@ -33,7 +33,7 @@ impl Command {
     ///
     /// Dropping the future starts nothing, or kills what it has started.
     pub fn spawn_async(&self) -> impl Future<Output = Result<Child>> + Send + use<> {
-        let spawning = Spawning::new(self, None, Defaults::Inherit);
+        let spawning = Spawning::new(self, None, watched(Defaults::Inherit));
         async move { spawning.await.map(|cell| Child { cell }) }
     }
 
@@ -94,7 +94,7 @@ impl Command {
     }
 
     fn finishing(&self, defaults: Defaults) -> impl Future<Output = Result<(Exit, Captured)>> + Send + use<> {
-        let spawning = Spawning::new(self, None, defaults);
+        let spawning = Spawning::new(self, None, watched(defaults));
         async move {
             let held = Held(Some(spawning.await?));
             let exit = Ending::with_output(held.cell())?.await?;
@@ -114,7 +114,7 @@ impl Driver {
     ///
     /// As [`Command::spawn_async`].
     pub fn spawn_async(&self, command: &Command) -> impl Future<Output = Result<Child>> + Send + use<> {
-        let spawning = Spawning::new(command, Some(self.core()), Defaults::Inherit);
+        let spawning = Spawning::new(command, Some(self.core()), watched(Defaults::Inherit));
         async move { spawning.await.map(|cell| Child { cell }) }
     }
 }
@@ -168,7 +168,7 @@ impl Child {
 
 /// Waits for a death, or (`streams`) until the streams are done, too.
 #[derive(Debug)]
-struct Ending {
+pub(super) struct Ending {
     cell: Arc<Cell>,
     streams: bool,
     key: Option<WakeKey>,
@@ -179,7 +179,7 @@ impl Ending {
         Ending { cell: cell.clone(), streams: false, key: None }
     }
 
-    fn with_output(cell: &Arc<Cell>) -> Result<Ending> {
+    pub(super) fn with_output(cell: &Arc<Cell>) -> Result<Ending> {
         cell.capture_piped()?;
         Ok(Ending { cell: cell.clone(), streams: true, key: None })
     }
@@ -206,11 +206,11 @@ impl Drop for Ending {
 }
 
 /// A child that is being started on a spawner thread.
-struct Spawning {
+pub(super) struct Spawning {
     command: Command,
     /// `None`: the default driver's, looked up when it is first polled.
     core: Option<Arc<Core>>,
-    defaults: Defaults,
+    manner: Manner,
     /// `None`: not polled yet.
     slot: Option<Arc<Slot>>,
 }
@@ -227,9 +227,13 @@ enum Progress {
     Abandoned,
 }
 
+fn watched(defaults: Defaults) -> Manner {
+    Manner { defaults, busy: BUSY, watched: true }
+}
+
 impl Spawning {
-    fn new(command: &Command, core: Option<&Arc<Core>>, defaults: Defaults) -> Spawning {
-        Spawning { command: command.clone(), core: core.cloned(), defaults, slot: None }
+    pub(super) fn new(command: &Command, core: Option<&Arc<Core>>, manner: Manner) -> Spawning {
+        Spawning { command: command.clone(), core: core.cloned(), manner, slot: None }
     }
 
     fn begin(&mut self, waker: Waker) -> Result<()> {
@@ -238,12 +242,11 @@ impl Spawning {
             None => self.core.insert(default_core().map_err(|error| error.of(self.command.shown()))?.clone()),
         };
         let slot = Arc::new(Slot(Mutex::new(Progress::Underway(waker, None))));
-        let manner = Manner { defaults: self.defaults, busy: BUSY, watched: true };
         let (shown_to, told) = (slot.clone(), Told(slot.clone()));
         start_elsewhere(
             core.clone(),
             self.command.clone(),
-            manner,
+            self.manner,
             move |cell| shown_to.see(cell),
             move |result| told.0.end(result),
         )?;

@@ -18,6 +18,7 @@ pub use self::scope::CgroupScope;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::helpers;
+use crate::process::Job;
 use crate::shell::Word;
 use crate::signal::Signal;
 use crate::spawn::{self, Options};
@@ -66,6 +67,8 @@ pub struct Command {
     pub(crate) group: bool,
     pub(crate) cgroup_scope: Option<CgroupScope>,
     pub(crate) leftovers: Leftovers,
+    /// The pipeline's group.
+    pub(crate) job: Option<Arc<Job>>,
     label: OnceLock<Arc<str>>,
 }
 
@@ -244,6 +247,7 @@ impl Command {
             group: false,
             cgroup_scope: None,
             leftovers: Leftovers::default(),
+            job: None,
             label: OnceLock::new(),
         }
     }
@@ -455,6 +459,11 @@ impl Command {
         };
         let alone = !self.group && self.cgroup_scope.is_none();
         self.contexts.is_empty() && self.timeout.is_none() && alone && !self.stdio.iter().any(needs_reading)
+    }
+
+    /// Whether it says itself which process group it is in.
+    pub(crate) fn has_group(&self) -> bool {
+        self.options.group.is_some() || self.options.session || self.cgroup_scope.is_some()
     }
 
     /// What `execve` takes, or why it cannot.

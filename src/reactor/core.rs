@@ -399,7 +399,16 @@ impl Core {
 
     /// Takes back what [`Core::enter`] did: it came to nothing.
     pub(crate) fn withdraw(&self, token: Token) {
-        self.tables().unreported -= 1;
+        let reported = self.with(|tables| {
+            tables.unreported -= 1;
+            // It may have ended meanwhile, if it is taken back for the sake of another.
+            let cell = tables.ended_cells.remove(&token);
+            if cell.is_some() {
+                tables.ended.retain(|other| *other != token);
+            }
+            cell
+        });
+        drop(reported);
         self.leave(token);
         if self.collects {
             // Its owner may turn until all are reported, and this one never will be.

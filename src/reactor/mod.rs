@@ -27,7 +27,7 @@ use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
 use crate::token::Token;
 
 /// How often a busy program file is tried again without sleeping.
-const BUSY_TRIES: u32 = 3;
+pub(crate) const BUSY_WITHOUT_SLEEP: Busy = Busy::Spin { tries: 3 };
 /// After its SIGKILLs, `shutdown` gives up when no child has ended for this long.
 const STUCK: Duration = Duration::from_secs(1);
 
@@ -66,6 +66,12 @@ pub struct Reactor {
 /// Names a child of a [`Reactor`]; never used again for another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildId(Token);
+
+impl ChildId {
+    pub(crate) fn new(token: Token) -> ChildId {
+        ChildId(token)
+    }
+}
 
 impl fmt::Debug for ChildId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -237,6 +243,10 @@ impl Reactor {
         find(&self.core, id).ok().map(|cell| cell.pid())
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// For other threads: spawns into this reactor, and signals its children.
     pub fn remote(&self) -> Remote {
         Remote { core: self.core.clone() }
@@ -284,6 +294,10 @@ impl Remote {
         spawn(&self.core, command)
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// As [`Reactor::signal`].
     ///
     /// # Errors
@@ -313,7 +327,7 @@ impl Remote {
 }
 
 fn spawn(core: &Arc<Core>, command: &Command) -> Result<ChildId> {
-    let busy = Busy::Spin { tries: BUSY_TRIES };
+    let busy = BUSY_WITHOUT_SLEEP;
     start(core, command, Manner { defaults: Defaults::Inherit, busy, watched: true }).map(|(_, token)| ChildId(token))
 }
 

@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::pipe::copier::{self, Copier, Standby, Work};
 use crate::pipe::{self, Capture, Feed};
+use crate::process::Membership;
 use crate::scope::Scope;
 use crate::spawn::{self, Busy, Group, Options, Plan, Source};
 use crate::spawner;
@@ -229,6 +230,7 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
     let plain = matches!(command.cancel, Cancel::Kill)
         && command.wait_delay.is_none()
         && command.leftovers == Leftovers::Leave
+        && command.job.is_none()
         && !wires.any();
     if plain {
         return None;
@@ -237,6 +239,7 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
         ladder: Ladder::from(&command.cancel),
         wait_delay: command.wait_delay,
         leftovers: command.leftovers,
+        membership: command.job.clone().map(Membership::new),
         reasons: wires
             .piped
             .iter()

@@ -51,7 +51,7 @@ impl Cell {
     }
 
     /// Ends a child that nobody is told of. It is awaited without the lock: a loop that looks at it would wait, too.
-    pub(super) fn put_down(&self) {
+    pub(crate) fn put_down(&self) {
         let pidfd = self.with(|life| {
             self.unwatch(life);
             let _ = self.send(life, Signal::SIGKILL);
@@ -70,6 +70,17 @@ impl Cell {
             life.owner = Owner::Nobody;
             life.phase = Phase::Done;
             life.pending.take().map(|cause| *cause)
+        })
+    }
+
+    /// For a creator who kept it to itself: from now on the loop watches it.
+    pub(crate) fn hand_over(self: &Arc<Cell>) -> Result<()> {
+        self.with(|life| {
+            if life.owner == Owner::Waiter {
+                life.owner = Owner::Reactor;
+                self.watch(life)?;
+            }
+            Ok(())
         })
     }
 

@@ -108,6 +108,9 @@ impl Cell {
 
     pub(super) fn release_pidfd(&self, life: &mut Life) {
         life.pidfd = None;
+        if let Some(extra) = &mut life.extra {
+            extra.membership = None;
+        }
         if let Some(others) = &mut life.others {
             others.lent = None;
         }

@@ -30,7 +30,7 @@ use crate::exit::{Exit, HeldOpen, Stream, Usage};
 use crate::lifecycle::{self, Action, Event, Phase};
 use crate::pipe::copier::{Copier, Told};
 use crate::pipe::{Capture, Feed};
-use crate::process;
+use crate::process::{self, Membership};
 use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::sys::process::Published;
@@ -173,6 +173,7 @@ pub(crate) struct Extra {
     pub(crate) delay: Delay,
     pub(crate) leftovers: Leftovers,
     pub(crate) tree: Option<Box<Tree>>,
+    pub(crate) membership: Option<Membership>,
     /// The ends of pipes that the caller may still take: stdin, stdout, stderr.
     pub(crate) piped: [Option<OwnedFd>; 3],
     pub(crate) feed: Option<Feed>,

@@ -248,14 +248,23 @@ impl Cell {
         } else {
             life.sent.other = true
         }
-        let result = self.send(life, signal);
+        let result = self.send_stop(life, signal);
         if signal == Signal::SIGTERM {
             // A stopped child would not see it before it is continued.
-            let _ = self.send(life, Signal::SIGCONT);
+            let _ = self.send_stop(life, Signal::SIGCONT);
         }
         if let Err(error) = result {
             life.others().after.push(After::Say(Level::Debug, format!("{signal}: {error}")));
         }
+    }
+
+    /// To the whole job, if it is part of one.
+    fn send_stop(&self, life: &mut Life, signal: Signal) -> std::io::Result<()> {
+        let membership = life.extra.as_mut().and_then(|extra| extra.membership.as_mut());
+        if membership.is_some_and(|membership| membership.signal(self.pid(), signal)) {
+            return Ok(());
+        }
+        self.send(life, signal)
     }
 
     pub(super) fn send(&self, life: &Life, signal: Signal) -> std::io::Result<()> {
