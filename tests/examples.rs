@@ -41,6 +41,19 @@ fn the_pool_does_all_jobs_and_says_which_failed() {
 }
 
 #[test]
+fn the_loops_run_three_jobs_each() {
+    for name in ["in_epoll", "in_mio", "in_calloop", "in_polling", "in_tokio"] {
+        let Some(host) = example("the_loops_run_three_jobs_each", name) else { return };
+        let output = host.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        let stdout = text(&output.stdout);
+        let mut lines: Vec<&str> = stdout.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["one", "three", "two"], "{name}");
+    }
+}
+
+#[test]
 fn the_request_ends_with_all_it_started() {
     let Some(request) = example("the_request_ends_with_all_it_started", "request") else { return };
     let output = request.output().unwrap();

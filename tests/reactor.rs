@@ -7,8 +7,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::{
-    SOON, beside, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, suspend_exec,
-    thread_sleeps, threads,
+    SOON, beside, children_of_ours, eventually, exists, in_own_process, sh, suspend_exec, thread_sleeps, threads,
 };
 use pidloop::{Cause, Command, Context, Ended, ErrorKind, Reactor, Signal, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
@@ -156,59 +155,6 @@ fn a_remote_of_a_reactor_that_is_gone_says_so() {
     let remote = reactor.remote();
     drop(reactor);
     assert_eq!(remote.spawn(&sh("true")).unwrap_err().kind(), ErrorKind::ShutDown);
-}
-
-/// None late, none lost, and the outer loop comes round no more often than there were events, plus one percent.
-#[test]
-fn a_thousand_children_in_a_reactor_nested_in_a_bare_epoll_loop() {
-    in_own_process("a_thousand_children_in_a_reactor_nested_in_a_bare_epoll_loop", || {
-        for flags in [epoll::EventFlags::IN, epoll::EventFlags::IN | epoll::EventFlags::ET] {
-            nested(flags);
-        }
-        assert_eq!(children_of_ours(), []);
-    });
-}
-
-fn nested(flags: epoll::EventFlags) {
-    const CHILDREN: usize = 1000;
-    pidloop::init().unwrap();
-    let before = open_descriptors();
-    {
-        let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let mut reactor = Reactor::new().unwrap();
-        epoll::add(&outer, &reactor, epoll::EventData::new_u64(1), flags).unwrap();
-        let ctx = Context::new();
-        let gate = common::pipe();
-        for i in 0..CHILDREN {
-            let mut command = if i % 2 == 0 { Command::new("cat") } else { Command::new("sleep") };
-            command.stdin(gate.0.try_clone().unwrap()).stdout(Stdio::null());
-            if i % 2 == 1 {
-                command.arg("3600").context(&ctx);
-            }
-            reactor.spawn(&command).unwrap();
-        }
-        drop(gate);
-        ctx.cancel();
-        let (mut turns, mut ended) = (0, 0);
-        let mut events = [epoll::Event { flags, data: epoll::EventData::new_u64(0) }; 4];
-        while ended < CHILDREN {
-            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
-            let n = retry_on_intr(|| epoll::wait(&outer, &mut events[..], Some(&limit))).unwrap();
-            assert!(n > 0, "late or lost: {} of {CHILDREN}", CHILDREN - ended);
-            turns += 1;
-            reactor.turn(Some(Duration::ZERO)).unwrap();
-            while let Some(child) = reactor.next_exit() {
-                let killed =
-                    child.exit().signal() == Some(Signal::SIGKILL) && child.exit().cause() == Some(&Cause::Cancelled);
-                assert!(killed || child.exit().success() && child.exit().cause().is_none(), "{:?}", child.exit());
-                ended += 1;
-            }
-        }
-        // An event for each child, one for the context, one each for the loop's own two descriptors.
-        assert!(turns <= (CHILDREN + 3) * 101 / 100, "{turns} turns");
-        assert!(reactor.is_empty());
-    }
-    assert_eq!(open_descriptors(), before);
 }
 
 #[test]

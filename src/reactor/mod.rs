@@ -8,7 +8,7 @@ mod stop;
 mod turn;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -275,6 +275,13 @@ impl Reactor {
 impl AsFd for Reactor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.core.epoll()
+    }
+}
+
+impl AsRawFd for Reactor {
+    /// For loops that take a number; tokio's `AsyncFd` takes the whole reactor.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 
