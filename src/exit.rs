@@ -36,28 +36,61 @@ pub(crate) struct Ending {
     pub(crate) over_limit: bool,
     /// Why the closure of `Cancel::call` failed.
     pub(crate) cancel_failed: Option<Arc<io::Error>>,
-    /// Which stream the caller's own code did not serve to the end, and why.
-    pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
+    /// The first stream that the caller's own code did not serve to the end.
+    pub(crate) stream_failed: Option<Unserved>,
 }
 
 /// One of a child's three streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// Descriptor 0.
     Stdin,
+    /// Descriptor 1.
     Stdout,
+    /// Descriptor 2.
     Stderr,
 }
 
 impl Stream {
     pub(crate) const ALL: [Stream; 3] = [Stream::Stdin, Stream::Stdout, Stream::Stderr];
+}
 
-    fn as_str(self) -> &'static str {
-        match self {
-            Stream::Stdin => "the reader for its stdin",
-            Stream::Stdout => "the writer for its stdout",
-            Stream::Stderr => "the writer for its stderr",
+impl fmt::Display for Stream {
+    /// `stdin`, `stdout`, `stderr`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stream::Stdin => "stdin",
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        })
+    }
+}
+
+/// What served a stream and did not do so to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// The caller's reader or writer.
+    Code,
+    /// A queue whose consumer wanted no more.
+    Queue,
+}
+
+impl Server {
+    fn of(self, stream: Stream) -> String {
+        match (self, stream) {
+            (Server::Code, Stream::Stdin) => format!("the reader for its {stream}"),
+            (Server::Code, _) => format!("the writer for its {stream}"),
+            (Server::Queue, _) => format!("the queue of its {stream}"),
         }
     }
+}
+
+/// Which stream was not served to the end, by what, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Unserved {
+    pub(crate) stream: Stream,
+    pub(crate) by: Server,
+    pub(crate) why: Arc<io::Error>,
 }
 
 /// Which streams that we read somebody still held when reading was ended, or a [writer](crate::Stdio::writer) had not taken whole.
@@ -226,8 +259,8 @@ impl Exit {
             Error::new(ErrorKind::OutputCut)
         } else if let Some(why) = &e.cancel_failed {
             Error::new(ErrorKind::CancelFailed).because_of(why)
-        } else if let Some((stream, why)) = &e.stream_failed {
-            Error::new(ErrorKind::Io).saying(stream.as_str()).because_of(why)
+        } else if let Some(Unserved { stream, by, why }) = &e.stream_failed {
+            Error::new(ErrorKind::Io).saying(by.of(*stream)).because_of(why)
         } else {
             return Ok(());
         };

@@ -28,6 +28,7 @@ mod helpers;
 mod lifecycle;
 mod pipe;
 mod process;
+mod queue;
 mod reactor;
 mod scope;
 mod shell;
@@ -48,7 +49,8 @@ pub use command::{
 pub use context::{Context, DropGuard, When};
 pub use driver::{AfterCancel, Cancelled, Driver, shutdown};
 pub use error::{Error, ErrorKind, Result, Stage};
-pub use exit::{Captured, Exit, HeldOpen, Output, Usage};
+pub use exit::{Captured, Exit, HeldOpen, Output, Stream, Usage};
+pub use queue::{LongLine, Queue, QueueEnd, QueueItem, QueueOptions, WhenDropped};
 pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
 pub use scope::{Scope, TreeUsage};
 pub use signal::Signal;

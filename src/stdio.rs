@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::queue::{Queue, QueueOptions, Tap};
 
 /// Where one of a child's streams goes. As std's `Stdio`, and more.
 ///
@@ -16,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// | [`bytes`](Stdio::bytes) | the reactor, which writes it | no |
 /// | [`reader`](Stdio::reader) | a thread with the caller's `Read` | no |
 /// | [`writer`](Stdio::writer) | a thread with the caller's `Write` | yes |
+/// | [`lines`](Stdio::lines), [`chunks`](Stdio::chunks), [`QueueOptions`] | the reactor, which reads it into a [`Queue`] | yes, not for its consumer |
 ///
 /// A stream that is waited for ends when the last process that holds it has closed it; [`wait_delay`](crate::Command::wait_delay), a
 /// [context](crate::Command::context) or a [timeout](crate::Command::timeout) ends it before.
@@ -34,6 +37,7 @@ pub(crate) enum Kind {
     Bytes(Arc<Vec<u8>>),
     Reader(OneShot<dyn Read + Send>),
     Writer(OneShot<dyn Write + Send>),
+    Queue(OneShot<Tap>),
     SameAsStdout,
 }
 
@@ -51,6 +55,7 @@ impl std::fmt::Debug for Kind {
             Kind::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
             Kind::Reader(_) => f.write_str("reader"),
             Kind::Writer(_) => f.write_str("writer"),
+            Kind::Queue(_) => f.write_str("queue"),
             Kind::SameAsStdout => f.write_str("as stdout"),
         }
     }
@@ -161,8 +166,8 @@ impl Stdio {
     /// The lines that the child writes arrive in a queue; not for stdin. Each has its `\n`; the last one may have none, and one of more than a
     /// mebibyte arrives in pieces. The queue ends when the stream has.
     ///
-    /// When `lines_max` lines wait in it, the child waits, too. It is a [`Stdio::writer`] in all else: a receiver that is dropped is an error
-    /// of it.
+    /// When `lines_max` lines or 8 MiB wait in it, the child waits, too: see [`Queue`]. As [`Stdio::reader`] it serves one spawn. Other
+    /// bounds, both streams in one queue, what becomes of long lines: [`QueueOptions`].
     ///
     /// ```
     /// use pidloop::{Command, Stdio};
@@ -170,16 +175,36 @@ impl Stdio {
     /// # fn main() -> pidloop::Result<()> {
     /// let (stdout, lines) = Stdio::lines(100);
     /// let child = Command::new("seq").arg("3").stdout(stdout).spawn()?;
-    /// for (line, number) in lines.into_iter().zip(1..) {
+    /// for (line, number) in lines.zip(1..) {
     ///     assert_eq!(line, format!("{number}\n").into_bytes());
     /// }
     /// child.wait()?.check()?;
     /// # Ok(())
     /// # }
     /// ```
-    pub fn lines(lines_max: usize) -> (Stdio, Receiver<Vec<u8>>) {
-        let (queue, lines) = mpsc::sync_channel(lines_max);
-        (Stdio::writer(Lines { queue, begun: Vec::new() }), lines)
+    pub fn lines(lines_max: usize) -> (Stdio, Queue) {
+        QueueOptions::lines().items_max(lines_max).one()
+    }
+
+    /// As [`Stdio::lines`], in chunks as they are read, of at most 64 KiB: when `bytes_max` bytes wait the child waits, too.
+    ///
+    /// ```
+    /// use pidloop::{Command, Stdio};
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let (stdout, chunks) = Stdio::chunks(1 << 20);
+    /// let child = Command::new("head").args(["-c", "1000000", "/dev/zero"]).stdout(stdout).spawn()?;
+    /// assert_eq!(chunks.map(|chunk| chunk.len()).sum::<usize>(), 1_000_000);
+    /// child.wait()?.check()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn chunks(bytes_max: usize) -> (Stdio, Queue) {
+        QueueOptions::chunks().items_max(usize::MAX).bytes_max(bytes_max).one()
+    }
+
+    pub(crate) fn queue(tap: Tap) -> Stdio {
+        Stdio(Kind::Queue(OneShot::new(Box::new(tap))))
     }
 
     /// Only for stderr: the same as stdout, whatever that is; the order of what is written to the two is kept.
@@ -215,42 +240,6 @@ impl From<io::Stderr> for Stdio {
     }
 }
 
-/// A line of more than this is not waited for.
-const LINE_MAX_BYTES: usize = 1 << 20;
-
-/// What [`Stdio::lines`] is served by.
-struct Lines {
-    queue: SyncSender<Vec<u8>>,
-    /// A line whose end has not come yet.
-    begun: Vec<u8>,
-}
-
-impl Lines {
-    fn send_begun(&mut self) -> io::Result<()> {
-        let line = std::mem::take(&mut self.begun);
-        self.queue
-            .send(line)
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody receives the lines any more"))
-    }
-}
-
-impl Write for Lines {
-    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
-            self.begun.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.begun.len() >= LINE_MAX_BYTES {
-                self.send_begun()?;
-            }
-        }
-        Ok(chunk.len())
-    }
-
-    /// At the end of the stream.
-    fn flush(&mut self) -> io::Result<()> {
-        if self.begun.is_empty() { Ok(()) } else { self.send_begun() }
-    }
-}
-
 /// A caller's value that serves one spawn, shared by the clones of a command.
 pub(crate) struct OneShot<T: ?Sized>(Arc<Mutex<Option<Box<T>>>>);
 
@@ -268,14 +257,21 @@ impl<T: ?Sized> OneShot<T> {
     /// Takes it for a spawn; `None` if another one has it, or had it.
     pub(crate) fn claim(&self) -> Option<Claim<T>> {
         let value = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        Some(Claim { slot: self.clone(), value: Some(value) })
+        Some(Claim { slot: Some(self.clone()), value: Some(value) })
     }
 }
 
 /// A value taken for a spawn. If that fails it goes back, unused.
 pub(crate) struct Claim<T: ?Sized> {
-    slot: OneShot<T>,
+    /// Where it goes back to.
+    slot: Option<OneShot<T>>,
     value: Option<Box<T>>,
+}
+
+impl<T: ?Sized> std::fmt::Debug for Claim<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a claim")
+    }
 }
 
 impl<T: ?Sized> Claim<T> {
@@ -283,12 +279,31 @@ impl<T: ?Sized> Claim<T> {
     pub(crate) fn redeem(mut self) -> Box<T> {
         self.value.take().expect("it is taken here alone")
     }
+
+    /// For good, where it is.
+    pub(crate) fn keep(&mut self) {
+        self.slot = None;
+    }
+}
+
+impl<T: ?Sized> Deref for Claim<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_deref().expect("held until it is redeemed")
+    }
+}
+
+impl<T: ?Sized> DerefMut for Claim<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_deref_mut().expect("held until it is redeemed")
+    }
 }
 
 impl<T: ?Sized> Drop for Claim<T> {
     fn drop(&mut self) {
-        if let Some(value) = self.value.take() {
-            *self.slot.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        if let (Some(slot), Some(value)) = (&self.slot, self.value.take()) {
+            *slot.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         }
     }
 }

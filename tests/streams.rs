@@ -589,9 +589,9 @@ fn lines_arrive_in_a_queue_and_hold_the_child_up_when_it_is_full() {
     assert_eq!(lines, ["one\n", "\n", "three\n", "no end"]);
     child.wait().unwrap().check().unwrap();
 
-    let (stdout, lines) = Stdio::lines(3);
+    let (stdout, mut lines) = Stdio::lines(3);
     let child = Command::new("yes").stdout(stdout).spawn().unwrap();
-    assert!(lines.iter().take(100_000).all(|line| line == b"y\n"));
+    assert!(lines.by_ref().take(100_000).all(|line| line == b"y\n"));
     // Nobody takes more: the pipe fills up and the child waits.
     eventually("it sleeps", || state(child.id()) == Some('S'));
     drop(lines);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up: a file imports from its own layer or from below. `docs/ARCHITECTURE.md` draws it.
 const LAYERS: [&[&str]; 10] = [
-    &["shell", "signal", "cause", "error", "exit", "scope", "stdio", "token", "timer", "lifecycle", "tell"],
+    &["shell", "signal", "cause", "error", "exit", "scope", "token", "timer", "lifecycle", "tell"],
     &["sys"],
-    &["process", "pipe", "helpers", "spawner"],
+    &["process", "pipe", "helpers", "spawner", "stdio", "queue"],
     &["spawn", "cgroup"],
     &["context"],
     &["command"],

@@ -6,14 +6,16 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::task::Waker;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
-use crate::stdio::Limit;
+use crate::queue::{Filled, QueueEnd, Tap, Upstream};
+use crate::stdio::{Claim, Limit};
 use crate::sys::process::write_without_sigpipe;
+use crate::sys::read_behind;
 
 /// How much is moved through one pipe before others have their turn.
 pub(crate) const PIPE_TURN_BYTES: usize = 1 << 20;
@@ -35,6 +37,8 @@ pub(crate) enum Pumped {
     Ended,
     /// The capture's limit was exceeded in this call.
     Exceeded,
+    /// Something came that nobody takes any more: [`Capture::complaint`] says why.
+    Refused,
 }
 
 /// A pipe, close-on-exec at both ends: (read end, write end).
@@ -54,6 +58,7 @@ struct Source<F> {
     fd: F,
     /// Since the exit was seen: how many bytes in the pipe the child itself may have written.
     owed_bytes: Option<usize>,
+    /// It is as large as it may get.
     enlarged: bool,
 }
 
@@ -90,7 +95,12 @@ impl<F: AsFd> Source<F> {
         self.owed_bytes.unwrap_or(0)
     }
 
-    /// Whether no writer is left and everything is read.
+    /// Whether no writer is left and nothing to be read.
+    fn is_at_end(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.fd).is_ok_and(|bytes| bytes == 0) && self.is_hung_up()
+    }
+
+    /// Whether no writer is left, of a pipe in which nothing is to be read.
     fn is_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -111,14 +121,72 @@ impl Capture {
         Capture { source: Source::new(fd), sink: Sink::new(limit) }
     }
 
-    /// Nobody will ask for it any more: what comes is read, so that the child can go on, and forgotten.
+    /// For a consumer, as it comes.
+    pub(crate) fn queued(fd: OwnedFd, tap: Claim<Tap>) -> Capture {
+        // What is owed at the exit is taken at once: no more than the consumer allows to wait anyway.
+        let enlarged = !tap.takes_at_once(READ_MAX_BYTES);
+        Capture { source: Source { enlarged, ..Source::new(fd) }, sink: Sink::Queue(tap) }
+    }
+
+    /// Nobody will ask for the result any more: what comes is read, so that the child can go on, and forgotten. A consumer has what comes
+    /// in hand already.
     pub(crate) fn discard(&mut self) {
-        self.sink = Sink::Discard;
+        if self.tap().is_none() {
+            self.sink = Sink::Discard;
+        }
+    }
+
+    fn tap(&mut self) -> Option<&mut Claim<Tap>> {
+        if let Sink::Queue(tap) = &mut self.sink { Some(tap) } else { None }
+    }
+
+    /// Whom the consumer asks to go on.
+    pub(crate) fn attach(&mut self, upstream: Arc<dyn Upstream>) {
+        if let Some(tap) = self.tap() {
+            tap.attach(upstream);
+        }
+    }
+
+    /// The child runs: what serves one spawn has served it.
+    pub(crate) fn keep(&mut self) {
+        if let Some(tap) = self.tap() {
+            tap.keep();
+        }
+    }
+
+    /// The exit was seen: whether it waits for a consumer to take what is there, or to be told that nobody does.
+    pub(crate) fn is_held_up(&mut self) -> bool {
+        self.tap().is_some_and(|tap| tap.is_stalled() || tap.is_unwanted())
+    }
+
+    /// Whether the next byte that comes will be refused.
+    pub(crate) fn is_refused(&mut self) -> bool {
+        self.tap().is_some_and(|tap| tap.is_unwanted() && !tap.is_drained())
+    }
+
+    /// Why what came was refused, or (not `came`) will be whatever comes.
+    pub(crate) fn complaint(&mut self, came: bool) -> Option<io::Error> {
+        self.tap().and_then(|tap| tap.complaint(came))
+    }
+
+    /// Tells the consumer that nothing more comes.
+    pub(crate) fn end(&mut self, end: QueueEnd) {
+        if let Some(tap) = self.tap() {
+            tap.end(end);
+        }
+    }
+
+    /// Whom to wake when no lock is held.
+    pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
+        self.tap().map(|tap| tap.take_woken()).unwrap_or_default()
     }
 
     /// Reads until there is nothing, the budget is used, or the stream ended. `hung_up`: the kernel said that no writer is
     /// left, so a short read is followed by another one instead of waiting for an edge that has been.
     pub(crate) fn pump(&mut self, hung_up: bool) -> Pumped {
+        if self.tap().is_some() {
+            return self.pump_queue(hung_up);
+        }
         let mut moved_bytes = 0;
         while moved_bytes < PIPE_TURN_BYTES {
             // One read never takes more than the pipe holds, READ_MAX_BYTES.
@@ -144,6 +212,50 @@ impl Capture {
         Pumped::More
     }
 
+    /// The same, as far as the consumer has room. Without any it says [`Pumped::Blocked`]: the consumer has it called again.
+    fn pump_queue(&mut self, hung_up: bool) -> Pumped {
+        let mut moved_bytes = 0;
+        while moved_bytes < PIPE_TURN_BYTES {
+            match self.fill_once() {
+                Filled::Came(0, _) => return Pumped::Ended,
+                Filled::Came(n, room) => {
+                    moved_bytes += n;
+                    if n < room && !hung_up {
+                        return Pumped::Blocked;
+                    }
+                }
+                // Its end needs no room, and is not awaited again.
+                Filled::Full if hung_up && self.source.is_at_end() => return Pumped::Ended,
+                Filled::Full | Filled::Failed(Errno::AGAIN) => return Pumped::Blocked,
+                Filled::Unwanted => return self.pump_unwanted(hung_up),
+                Filled::Failed(Errno::INTR) => {}
+                Filled::Failed(_) => return Pumped::Ended,
+            }
+        }
+        Pumped::More
+    }
+
+    fn fill_once(&mut self) -> Filled<Errno> {
+        let Capture { source, sink: Sink::Queue(tap) } = self else {
+            return Filled::Unwanted;
+        };
+        let owed = source.owed_bytes.unwrap_or(0);
+        tap.fill(owed, |bytes, room| source.read(|fd| read_behind(fd, bytes, room)))
+    }
+
+    /// Nobody takes it any more.
+    fn pump_unwanted(&mut self, hung_up: bool) -> Pumped {
+        if self.tap().is_some_and(|tap| tap.is_drained()) {
+            self.sink = Sink::Discard;
+            return self.pump(hung_up);
+        }
+        match rustix::io::read(&self.source.fd, &mut [0]) {
+            Ok(1..) => Pumped::Refused,
+            Err(Errno::AGAIN | Errno::INTR) => Pumped::Blocked,
+            Ok(0) | Err(_) => Pumped::Ended,
+        }
+    }
+
     fn read_once(&mut self, room: usize) -> rustix::io::Result<usize> {
         self.source.read(|fd| self.sink.read_from(fd, room))
     }
@@ -155,12 +267,27 @@ impl Capture {
 
     /// Reads what the child itself left and no more, whoever goes on writing; says whether somebody still held the pipe.
     pub(crate) fn cut(&mut self) -> bool {
+        if self.tap().is_some() {
+            return self.cut_queue();
+        }
         while let owed @ 1.. = self.source.owed() {
             let room = self.sink.make_room(owed);
             match self.read_once(room) {
                 Ok(0) => return false,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => break,
+            }
+        }
+        !self.source.is_hung_up()
+    }
+
+    /// A slow consumer may take those bytes later.
+    fn cut_queue(&mut self) -> bool {
+        while self.source.owed() > 0 {
+            match self.fill_once() {
+                Filled::Came(1.., _) | Filled::Failed(Errno::INTR) => {}
+                Filled::Came(0, _) => return false,
+                Filled::Full | Filled::Unwanted | Filled::Failed(_) => break,
             }
         }
         !self.source.is_hung_up()
@@ -187,9 +314,23 @@ impl AsFd for Capture {
 #[derive(Debug)]
 enum Sink {
     Whole(Vec<u8>),
-    Ends { head: Vec<u8>, head_max: usize, tail: VecDeque<u8>, tail_max: usize, omitted_bytes: u64, chunk: Vec<u8> },
-    UpTo { bytes: Vec<u8>, max: usize, omitted_bytes: u64, exceeded: bool },
+    Ends {
+        head: Vec<u8>,
+        head_max: usize,
+        tail: VecDeque<u8>,
+        tail_max: usize,
+        omitted_bytes: u64,
+        chunk: Vec<u8>,
+    },
+    UpTo {
+        bytes: Vec<u8>,
+        max: usize,
+        omitted_bytes: u64,
+        exceeded: bool,
+    },
     Discard,
+    /// Never read into here: [`Tap::fill`] does it.
+    Queue(Claim<Tap>),
 }
 
 impl Sink {
@@ -243,7 +384,7 @@ impl Sink {
                 *omitted_bytes += over as u64;
                 Ok(n)
             }
-            Sink::Discard => read_into(fd, &mut Vec::new(), room),
+            Sink::Discard | Sink::Queue(_) => read_into(fd, &mut Vec::new(), room),
         }
     }
 
@@ -274,20 +415,17 @@ impl Sink {
                 (head, omitted_bytes)
             }
             Sink::UpTo { bytes, omitted_bytes, .. } => (bytes, omitted_bytes),
-            Sink::Discard => (Vec::new(), 0),
+            Sink::Discard | Sink::Queue(_) => (Vec::new(), 0),
         }
     }
 }
 
-/// Reads at most `room` bytes behind what `bytes` holds; into its spare memory, which nobody has zeroed, where that is no more than `room`.
+/// Reads at most `room` bytes behind what `bytes` holds, which makes room for them.
 fn read_into(fd: BorrowedFd<'_>, bytes: &mut Vec<u8>, room: usize) -> rustix::io::Result<usize> {
-    if bytes.capacity() - bytes.len() == room {
-        return rustix::io::read(fd, spare_capacity(bytes));
+    if bytes.capacity() - bytes.len() < room {
+        bytes.reserve(room);
     }
-    let mut chunk = vec![0; room];
-    let n = rustix::io::read(fd, &mut chunk)?;
-    bytes.extend_from_slice(&chunk[..n]);
-    Ok(n)
+    read_behind(fd, bytes, room)
 }
 
 /// Our end of a stdin that is fed from memory.

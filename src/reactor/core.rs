@@ -294,6 +294,14 @@ impl Core {
         self.register(fd, token, Interest::PRIORITY)
     }
 
+    /// `epoll_ctl(EPOLL_CTL_MOD)` of a read end that is registered, from any thread: if there is something in it, or it has ended, that is
+    /// reported once more.
+    pub(crate) fn report_again(&self, fd: BorrowedFd<'_>, token: Token) {
+        let token = mio::Token(token.pack() as usize);
+        // ENOENT: a loop that takes over has yet to enter it, and then it reports by itself.
+        let _ = self.registry.reregister(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE);
+    }
+
     /// `epoll_ctl(EPOLL_CTL_DEL)`; always before the descriptor is closed: a copy in a forked, not yet exec'd child would go on reporting.
     pub(crate) fn deregister(&self, fd: BorrowedFd<'_>) {
         // ENOENT: it was never registered, or another way out came first.

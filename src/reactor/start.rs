@@ -126,10 +126,12 @@ fn start_here(
         let options = territory.settle(command, &mut birth);
         let options = options.as_ref().unwrap_or(&command.options);
         let cell = Cell::new(core, birth);
+        cell.attach_queues();
         let token = cell.enter(&command.contexts, deadline)?;
         let result = seen(&cell).and_then(|()| bear(&cell, command, options, wires, manner));
         if result.is_err() {
             core.withdraw(token);
+            cell.give_streams_back();
         }
         result.map(|()| (cell, token))
     };
@@ -317,6 +319,13 @@ impl Wires {
                 } else {
                     self.feed = Some(Feed::new(ours, bytes));
                 }
+                End::Made(theirs)
+            }
+            Kind::Queue(tap) => {
+                let tap = claim(&tap)?;
+                let (ours, theirs) = self.pipe(which)?;
+                pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
+                self.captures[which - 1] = Some(Capture::queued(ours, tap));
                 End::Made(theirs)
             }
             Kind::Reader(reader) => self.stand_by(which, Work::Read(claim(&reader)?))?,

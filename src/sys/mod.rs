@@ -62,6 +62,17 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
     }
 }
 
+/// Reads at most `most` bytes behind what `bytes` holds, into spare memory that nobody has zeroed; never more than is spare. read(2).
+pub(crate) fn read_behind(fd: BorrowedFd<'_>, bytes: &mut Vec<u8>, most: usize) -> rustix::io::Result<usize> {
+    let spare = bytes.spare_capacity_mut();
+    let most = most.min(spare.len());
+    let (new, _) = rustix::io::read(fd, &mut spare[..most])?;
+    let n = new.len();
+    // SAFETY: the kernel has written the first `n` bytes of what was spare.
+    unsafe { bytes.set_len(bytes.len() + n) };
+    Ok(n)
+}
+
 /// Keeps a descriptor open for as long as the process runs.
 pub(crate) fn keep_open(fd: OwnedFd) -> RawFd {
     fd.into_raw_fd()

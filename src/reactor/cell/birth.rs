@@ -8,6 +8,7 @@ use super::{After, CALL_GRACE, Call, Cell, Life, Owner};
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Event, Phase};
+use crate::pipe::Capture;
 use crate::process::{self, WaitMode};
 use crate::reactor::stop::Delay;
 use crate::scope::Scope;
@@ -38,6 +39,8 @@ impl Cell {
             }
             life.owner = Owner::Reactor;
             self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))?;
+            // Under the lock that their events wait for.
+            life.extra.iter_mut().flat_map(|extra| extra.captures.iter_mut().flatten()).for_each(Capture::keep);
             if life.pending.is_some() {
                 if life.sent.kill {
                     life.record_cause();

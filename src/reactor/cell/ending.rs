@@ -160,6 +160,7 @@ impl Cell {
     pub(crate) fn loop_died(&self) {
         self.with(|life| {
             life.died = true;
+            self.abandon_queues(life);
             life.wake_all();
             self.wake_sleepers(life);
         });

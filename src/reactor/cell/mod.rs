@@ -26,11 +26,12 @@ use crate::cause::Cause;
 use crate::command::{Leftovers, Signals};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::exit::{Exit, HeldOpen, Stream, Usage};
+use crate::exit::{Exit, HeldOpen, Unserved, Usage};
 use crate::lifecycle::{self, Action, Event, Phase};
 use crate::pipe::copier::{Copier, Told};
 use crate::pipe::{Capture, Feed};
 use crate::process::{self, Membership};
+use crate::queue::Upstream;
 use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::sys::process::Published;
@@ -186,7 +187,7 @@ pub(crate) struct Extra {
     /// stdin, stdout, stderr, while they are served by the caller's own code and somebody waits for that.
     pub(crate) copiers: [Option<Copier>; 3],
     /// Which of those failed first, and why.
-    pub(crate) stream_failed: Option<(Stream, Arc<io::Error>)>,
+    pub(crate) stream_failed: Option<Unserved>,
     pub(crate) held_open: HeldOpen,
     pub(crate) over_limit: bool,
     pub(crate) cancel_failed: Option<Arc<io::Error>>,
@@ -216,7 +217,7 @@ impl Extra {
     }
 }
 
-/// How a copier's thread reaches the child. It keeps nothing alive: one that is left behind would keep the reactor's descriptors open.
+/// How a copier's thread, or a queue's consumer, reaches the child. It keeps nothing alive: one that is left behind would keep the reactor's descriptors open.
 pub(crate) struct Teller {
     cell: Weak<Cell>,
     which: usize,
@@ -225,6 +226,14 @@ pub(crate) struct Teller {
 impl Teller {
     pub(crate) fn new(cell: &Arc<Cell>, which: usize) -> Teller {
         Teller { cell: Arc::downgrade(cell), which }
+    }
+}
+
+impl Upstream for Teller {
+    fn resume(&self) {
+        if let Some(cell) = self.cell.upgrade() {
+            cell.resume(self.which - 1);
+        }
     }
 }
 

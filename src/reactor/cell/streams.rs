@@ -5,13 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cell, Life, Reasons};
+use super::{After, Cell, Life, Reasons, Teller};
 use crate::cause::Cause;
 use crate::error::{Error, Result, Stage};
-use crate::exit::{Captured, Stream};
+use crate::exit::{Captured, Server, Stream, Unserved};
 use crate::lifecycle::Event;
 use crate::pipe::copier::Copier;
 use crate::pipe::{Capture, Pumped};
+use crate::queue::QueueEnd;
 use crate::reactor::core::fired;
 use crate::reactor::stop::Delay;
 use crate::stdio::Limit;
@@ -40,18 +41,42 @@ impl Cell {
         }
     }
 
+    /// Before there is a child: whom the consumers of its output ask to go on.
+    pub(crate) fn attach_queues(self: &Arc<Cell>) {
+        self.with(|life| {
+            let Some(extra) = &mut life.extra else { return };
+            for (which, capture) in extra.captures.iter_mut().enumerate() {
+                if let Some(capture) = capture {
+                    capture.attach(Arc::new(Teller::new(self, which + 1)));
+                }
+            }
+        });
+    }
+
+    /// It came to nothing: what serves one spawn serves the next.
+    pub(crate) fn give_streams_back(&self) {
+        let captures = self.with(|life| life.extra.as_mut().map(|extra| std::mem::take(&mut extra.captures)));
+        drop(captures);
+    }
+
     pub(super) fn pump_capture(self: &Arc<Cell>, life: &mut Life, which: usize, hung_up: bool) -> bool {
         let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
             return false;
         };
-        match capture.pump(hung_up) {
+        let pumped = capture.pump(hung_up);
+        let woken = capture.take_woken();
+        if !woken.is_empty() {
+            life.others().after.extend(woken.into_iter().map(After::Wake));
+        }
+        match pumped {
             Pumped::More => true,
             Pumped::Blocked => false,
             Pumped::Exceeded => {
                 self.stop_locked(life, Cause::OutputLimit);
                 true
             }
-            Pumped::Ended => {
+            Pumped::Ended | Pumped::Refused => {
+                note_complaint(life, which, pumped == Pumped::Refused);
                 self.end_capture(life, which, false);
                 self.check_streams(life);
                 false
@@ -59,15 +84,47 @@ impl Cell {
         }
     }
 
+    /// The consumer of a stream has made room, or wants no more: the loop looks at the pipe again.
+    pub(super) fn resume(&self, which: usize) {
+        // A forked copy: its lock may have been held when it was made.
+        if self.core.is_ours() {
+            self.with(|life| self.look_again(life, which));
+        }
+    }
+
+    fn look_again(&self, life: &Life, which: usize) {
+        let capture = life.extra.as_ref().and_then(|e| e.captures[which].as_ref());
+        if let (Some(capture), Some(token)) = (capture, life.token) {
+            self.core.report_again(capture.as_fd(), token.of_kind([Kind::Stdout, Kind::Stderr][which]));
+        }
+    }
+
     pub(super) fn end_capture(&self, life: &mut Life, which: usize, held: bool) {
         let Some(extra) = &mut life.extra else { return };
-        let Some(capture) = extra.captures[which].take() else {
+        let Some(mut capture) = extra.captures[which].take() else {
             return;
         };
         self.core.deregister(capture.as_fd());
+        capture.end(if held { QueueEnd::HeldOpen } else { QueueEnd::Complete });
+        let woken = capture.take_woken();
         *extra.held_open.flag(which) |= held;
         extra.over_limit |= capture.is_over_limit();
         extra.results[which] = Some(capture.into_bytes());
+        if !woken.is_empty() {
+            life.others().after.extend(woken.into_iter().map(After::Wake));
+        }
+    }
+
+    /// Nobody will read any more: the consumers of its output are told.
+    pub(super) fn abandon_queues(&self, life: &mut Life) {
+        let mut woken = Vec::new();
+        for capture in life.extra.iter_mut().flat_map(|extra| extra.captures.iter_mut().flatten()) {
+            capture.end(QueueEnd::Abandoned);
+            woken.extend(capture.take_woken());
+        }
+        if !woken.is_empty() {
+            life.others().after.extend(woken.into_iter().map(After::Wake));
+        }
     }
 
     pub(super) fn check_streams(self: &Arc<Cell>, life: &mut Life) {
@@ -89,7 +146,27 @@ impl Cell {
                 return self.cut(life);
             }
         }
+        self.end_unwanted(life);
         self.check_streams(life);
+    }
+
+    /// What it left is taken whether its consumer has room or not; of what nobody takes no more is awaited.
+    fn end_unwanted(self: &Arc<Cell>, life: &mut Life) {
+        for which in 0..2 {
+            let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
+                continue;
+            };
+            if !capture.is_held_up() {
+                continue;
+            }
+            if capture.is_refused() {
+                let came = capture.pump(false) == Pumped::Refused;
+                note_complaint(life, which, came);
+                self.end_capture(life, which, false);
+            } else {
+                self.look_again(life, which);
+            }
+        }
     }
 
     pub(super) fn cut(self: &Arc<Cell>, life: &mut Life) {
@@ -101,6 +178,7 @@ impl Cell {
                 continue;
             };
             let held = capture.cut();
+            note_complaint(life, which, false);
             self.end_capture(life, which, held);
         }
         self.cut_copiers(life);
@@ -135,7 +213,8 @@ impl Cell {
             let Some(extra) = &mut life.extra else { return };
             // One that was left behind has nothing more to say.
             if extra.copiers[which].is_some() {
-                extra.stream_failed.get_or_insert((Stream::ALL[which], Arc::new(error)));
+                let (stream, why) = (Stream::ALL[which], Arc::new(error));
+                extra.stream_failed.get_or_insert(Unserved { stream, by: Server::Code, why });
             }
         });
     }
@@ -230,5 +309,14 @@ impl Cell {
         (captured.stdout, captured.stdout_omitted_bytes) = stdout.take().unwrap_or_default();
         (captured.stderr, captured.stderr_omitted_bytes) = stderr.take().unwrap_or_default();
         captured
+    }
+}
+
+/// The consumer of stdout (0) or stderr (1) does not take what `came`, or whatever would come.
+fn note_complaint(life: &mut Life, which: usize, came: bool) {
+    let Some(extra) = &mut life.extra else { return };
+    if let Some(why) = extra.captures[which].as_mut().and_then(|capture| capture.complaint(came)) {
+        let (stream, why) = (Stream::ALL[which + 1], Arc::new(why));
+        extra.stream_failed.get_or_insert(Unserved { stream, by: Server::Queue, why });
     }
 }
