@@ -27,7 +27,7 @@ const FAR: RawFd = 192;
 /// A new time namespace is entered at the exec after an unshare(2); as a flag of a clone that shares memory it is refused.
 const BY_UNSHARE: u64 = libc::CLONE_NEWTIME as u64;
 /// The first pause between two tries to execute a busy program file; each is twice the one before.
-const BUSY_PAUSE: Duration = Duration::from_micros(100);
+pub(crate) const BUSY_PAUSE: Duration = Duration::from_micros(100);
 
 /// Everything about the child except where its streams go.
 #[derive(Clone, Debug, Default)]

@@ -12,10 +12,13 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use common::{
-    SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready, suspend_exec,
-    threads,
+    SOON, Scratch, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready,
+    suspend_exec, threads,
 };
 use pidloop::{Cause, Command, Context, Driver, ErrorKind, Signal, Stdio};
+
+/// How many spawner threads there are at most.
+const SPAWNERS_MAX: usize = 16;
 
 struct Unparker(Thread);
 
@@ -145,6 +148,88 @@ fn a_spawn_that_hangs_is_ended_by_dropping_it_and_holds_up_no_other() {
     });
 }
 
+/// However many hang: who waits behind them is stopped like everybody else, and told why.
+#[test]
+fn a_spawn_that_waits_for_its_turn_leaves_by_its_context_its_deadline_its_drop_and_a_shutdown() {
+    in_own_process(
+        "a_spawn_that_waits_for_its_turn_leaves_by_its_context_its_deadline_its_drop_and_a_shutdown",
+        || {
+            let scratch = Scratch::new("queued");
+            let program = scratch.0.join("leased");
+            std::fs::copy("/bin/true", &program).unwrap();
+            let suspended = suspend_exec(&program);
+            Command::new("true").output().unwrap();
+            let (ctx, before) = (Context::new(), open_descriptors());
+            let mut hanging: Vec<_> =
+                (0..SPAWNERS_MAX).map(|_| Box::pin(Command::new(&program).context(&ctx).spawn_async())).collect();
+            hanging.iter_mut().for_each(|future| assert!(poll_once(future).is_pending()));
+            // Each that got stuck was replaced, up to the last one.
+            eventually("all spawners hang", || children_of_ours().len() == SPAWNERS_MAX);
+
+            let marked = scratch.0.join("marked");
+            let mut touch = Command::new("touch");
+            touch.arg(&marked);
+            let mut dropped = Box::pin(touch.spawn_async());
+            assert!(poll_once(&mut dropped).is_pending());
+            drop(dropped);
+            let own = ctx.child_context();
+            let mut cancelled = Box::pin(touch.clone().context(&own).output_async());
+            assert!(poll_once(&mut cancelled).is_pending());
+            own.cancel_with("not any more");
+            let error = block_on(cancelled).unwrap_err();
+            assert_eq!(
+                (error.kind(), error.cause()),
+                (ErrorKind::Cancelled, Some(&Cause::from("not any more"))),
+                "{error}"
+            );
+            assert!(error.command().unwrap().starts_with("touch ") && error.exit().is_none());
+            let error = block_on(touch.clone().timeout(Duration::from_millis(20)).status_async()).unwrap_err();
+            assert_eq!((error.kind(), error.exit().is_none()), (ErrorKind::DeadlineExceeded, true), "{error}");
+            // A blocking one that needs a thread that lives as long as the process.
+            let mut tied = touch.clone();
+            tied.parent_death_signal(Signal::SIGKILL).timeout(Duration::from_millis(20));
+            assert_eq!(tied.spawn().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+            let driver = Driver::new().unwrap();
+            let mut refused = Box::pin(driver.spawn_async(&touch));
+            assert!(poll_once(&mut refused).is_pending());
+            assert!(driver.shutdown(Duration::from_secs(60), Duration::ZERO).is_empty());
+            assert_eq!(block_on(refused).unwrap_err().kind(), ErrorKind::ShutDown);
+            drop(driver);
+
+            let mut waiting = Box::pin(Command::new("true").status_async());
+            assert!(poll_once(&mut waiting).is_pending());
+            ctx.cancel();
+            for future in hanging {
+                assert_eq!(block_on(future).unwrap_err().kind(), ErrorKind::Cancelled);
+            }
+            assert!(block_on(waiting).unwrap().success());
+            assert!(!marked.exists());
+            drop(suspended);
+            let own_thread_may_still_close = || open_descriptors().len() <= before.len() + 1;
+            eventually("all is given back", || children_of_ours().is_empty() && own_thread_may_still_close());
+        },
+    );
+}
+
+/// Two work at a time: one that hangs takes the place of nobody for long.
+#[test]
+fn one_spawn_that_hangs_costs_the_others_nothing() {
+    in_own_process("one_spawn_that_hangs_costs_the_others_nothing", || {
+        let scratch = Scratch::new("stuck");
+        let program = scratch.0.join("leased");
+        std::fs::copy("/bin/true", &program).unwrap();
+        let suspended = suspend_exec(&program);
+        let mut hanging: Vec<_> = (0..4).map(|_| Box::pin(Command::new(&program).spawn_async())).collect();
+        hanging.iter_mut().for_each(|future| assert!(poll_once(future).is_pending()));
+        let mut others: Vec<_> = (0..50).map(|_| Box::pin(Command::new("true").status_async())).collect();
+        others.iter_mut().for_each(|future| assert!(poll_once(future).is_pending()));
+        others.into_iter().for_each(|future| assert!(block_on(future).unwrap().success()));
+        assert_eq!(children_of_ours().len(), 4);
+        drop(suspended);
+        hanging.into_iter().for_each(|future| assert!(block_on(future).unwrap().wait().unwrap().success()));
+    });
+}
+
 #[test]
 fn dropping_a_wait_or_a_terminate_leaves_the_child_to_itself() {
     let (child, _stdout) = spawn_ready(&mut sh("trap '' TERM; echo ready; while :; do sleep 0.01; done"));
@@ -184,9 +269,9 @@ fn hundreds_at_once_take_a_few_threads() {
         for future in &mut spawning {
             let _ = poll_once(future);
         }
-        assert!(threads() <= before + 8, "{} threads", threads() - before);
+        assert!(threads() <= before + SPAWNERS_MAX, "{} threads", threads() - before);
         let children: Vec<_> = spawning.into_iter().map(|future| block_on(future).unwrap()).collect();
-        assert!(threads() <= before + 8, "{} threads", threads() - before);
+        assert!(threads() <= before + SPAWNERS_MAX, "{} threads", threads() - before);
         ctx.cancel();
         for child in children {
             assert_eq!(block_on(child.wait_async()).unwrap().cause(), Some(&Cause::Cancelled));

@@ -19,15 +19,20 @@ use crate::reactor::cell::{Awaited, Cell, WakeKey};
 use crate::reactor::core::Core;
 use crate::reactor::start::{Defaults, Manner, start_elsewhere};
 use crate::tell::{Level, tell};
+use crate::token::Token;
 
 /// Running it without blocking; needs no runtime in particular.
 impl Command {
     /// As [`Command::spawn`], on a spawner thread: what belongs to the calling thread alone (Landlock, seccomp, CPU affinity, nice) does not
-    /// apply to the child. There are 8 such threads. Nothing happens before the future is polled.
+    /// apply to the child. Nothing happens before the future is polled.
+    ///
+    /// Two such threads work at a time; one that is stuck for 100 ms, since a filesystem does not answer, is replaced, up to 16 in all.
+    /// Until its turn comes a spawn waits in a queue. A cancelled context, a passed deadline and a shutdown take it out at once.
     ///
     /// # Errors
     ///
-    /// As [`Command::spawn`].
+    /// As [`Command::spawn`]; [`ErrorKind::NoProcessSlots`] if there is no spawner thread and none can be made, or if 131,072 spawns wait
+    /// already.
     ///
     /// # Cancel safety
     ///
@@ -212,15 +217,15 @@ pub(super) struct Spawning {
     core: Option<Arc<Core>>,
     manner: Manner,
     /// `None`: not polled yet.
-    slot: Option<Arc<Slot>>,
+    begun: Option<(Arc<Cell>, Arc<Slot>)>,
 }
 
 /// What the future and the spawner thread share.
 struct Slot(Mutex<Progress>);
 
 enum Progress {
-    /// Whom to wake, and the cell, once there is one.
-    Underway(Waker, Option<Arc<Cell>>),
+    /// Whom to wake.
+    Underway(Waker),
     /// `None`: the future has it.
     Over(Option<Result<Arc<Cell>>>),
     /// The future was dropped.
@@ -233,7 +238,9 @@ fn watched(defaults: Defaults) -> Manner {
 
 impl Spawning {
     pub(super) fn new(command: &Command, core: Option<&Arc<Core>>, manner: Manner) -> Spawning {
-        Spawning { command: command.clone(), core: core.cloned(), manner, slot: None }
+        // Made once for all that are made of the same command.
+        command.label();
+        Spawning { command: command.clone(), core: core.cloned(), manner, begun: None }
     }
 
     fn begin(&mut self, waker: Waker) -> Result<()> {
@@ -241,16 +248,11 @@ impl Spawning {
             Some(core) => core,
             None => self.core.insert(default_core().map_err(|error| error.of(self.command.shown()))?.clone()),
         };
-        let slot = Arc::new(Slot(Mutex::new(Progress::Underway(waker, None))));
-        let (shown_to, told) = (slot.clone(), Told(slot.clone()));
-        start_elsewhere(
-            core.clone(),
-            self.command.clone(),
-            self.manner,
-            move |cell| shown_to.see(cell),
-            move |result| told.0.end(result),
-        )?;
-        self.slot = Some(slot);
+        let slot = Arc::new(Slot(Mutex::new(Progress::Underway(waker))));
+        let told = Told(slot.clone());
+        let done = Box::new(move |result: Result<(Arc<Cell>, Token)>| told.0.end(result.map(|(cell, _)| cell)));
+        let cell = start_elsewhere(core, self.command.clone(), self.manner, done)?;
+        self.begun = Some((cell, slot));
         Ok(())
     }
 }
@@ -260,9 +262,9 @@ impl Future for Spawning {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<Arc<Cell>>> {
         let waker = cx.waker().clone();
-        if let (Some(core), Some(slot)) = (&self.core, &self.slot) {
+        if let Some((cell, slot)) = &self.begun {
             // A forked copy: nobody is there who would end it.
-            core.check_ours()?;
+            cell.check_ours()?;
             return slot.poll(waker);
         }
         match self.begin(waker) {
@@ -274,9 +276,10 @@ impl Future for Spawning {
 
 impl Drop for Spawning {
     fn drop(&mut self) {
-        if let (Some(core), Some(slot)) = (&self.core, &self.slot) {
-            if core.is_ours() {
-                slot.abandon();
+        if let Some((cell, slot)) = &self.begun {
+            if cell.check_ours().is_ok() && slot.abandon() {
+                // It leaves the queue. Half born, perhaps: its creator finds out.
+                cell.kill_stopping(Cause::Dropped);
             }
         }
     }
@@ -290,7 +293,7 @@ impl Slot {
     fn poll(&self, waker: Waker) -> Poll<Result<Arc<Cell>>> {
         let mut progress = self.progress();
         match &mut *progress {
-            Progress::Underway(known, _) => {
+            Progress::Underway(known) => {
                 let former = std::mem::replace(known, waker);
                 drop(progress);
                 // Outside the lock: it is somebody else's code.
@@ -302,16 +305,7 @@ impl Slot {
         }
     }
 
-    /// On the spawner thread, before there is a child: whoever drops the future from now on finds it.
-    fn see(&self, cell: &Arc<Cell>) -> Result<()> {
-        match &mut *self.progress() {
-            Progress::Underway(_, seen) => *seen = Some(cell.clone()),
-            Progress::Over(_) | Progress::Abandoned => return Err(Error::stopped(Cause::Dropped)),
-        }
-        Ok(())
-    }
-
-    /// On the spawner thread: it has come to something.
+    /// It has come to something, or to nothing.
     fn end(&self, result: Result<Arc<Cell>>) {
         let mut progress = self.progress();
         if matches!(*progress, Progress::Abandoned) {
@@ -320,21 +314,23 @@ impl Slot {
         }
         let former = std::mem::replace(&mut *progress, Progress::Over(Some(result)));
         drop(progress);
-        if let Progress::Underway(waker, _) = former {
+        if let Progress::Underway(waker) = former {
             if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
                 tell(Level::Warn, format_args!("a waker panicked"));
             }
         }
     }
 
-    /// The future is dropped.
-    fn abandon(&self) {
+    /// The future is dropped; says whether the spawn is still under way.
+    fn abandon(&self) -> bool {
         let former = std::mem::replace(&mut *self.progress(), Progress::Abandoned);
         match former {
-            // Half born, perhaps, or not yet: its creator finds out.
-            Progress::Underway(_, Some(cell)) => cell.kill_stopping(Cause::Dropped),
-            Progress::Over(Some(Ok(cell))) => give_up(cell),
-            Progress::Underway(_, None) | Progress::Over(_) | Progress::Abandoned => {}
+            Progress::Underway(_) => true,
+            Progress::Over(result) => {
+                result.into_iter().flatten().for_each(give_up);
+                false
+            }
+            Progress::Abandoned => false,
         }
     }
 }

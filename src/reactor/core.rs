@@ -175,12 +175,28 @@ impl Core {
         self.generation == generation()
     }
 
-    /// Nothing is started any more.
+    /// Nothing is started any more, and what waits to be started is told.
     pub(crate) fn close(&self) {
-        let mut tables = self.tables();
-        if tables.state == State::Open {
+        {
+            let mut tables = self.tables();
+            if tables.state != State::Open {
+                return;
+            }
             tables.state = State::ShuttingDown;
         }
+        for cell in self.children() {
+            cell.leave_queue();
+        }
+    }
+
+    /// Whether children may still be started.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.tables().check_open()
+    }
+
+    /// Why they may not.
+    pub(crate) fn refusal(&self) -> Error {
+        self.check_open().err().unwrap_or_else(|| Error::new(ErrorKind::ShutDown))
     }
 
     /// The loop is gone and nobody takes over: whoever waits is told.
@@ -374,11 +390,7 @@ impl Core {
         contexts: &[Context],
         deadline: Option<Instant>,
     ) -> Result<Token> {
-        match tables.state {
-            State::Open => {}
-            State::ShuttingDown => return Err(Error::new(ErrorKind::ShutDown)),
-            State::Dead => return Err(Error::new(ErrorKind::ReactorDied)),
-        }
+        tables.check_open()?;
         let generation = next_generation();
         let slot = tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None }) as u32;
         let token = Token::new(Kind::Child, generation, slot);
@@ -600,6 +612,14 @@ impl Core {
 }
 
 impl Tables {
+    fn check_open(&self) -> Result<()> {
+        match self.state {
+            State::Open => Ok(()),
+            State::ShuttingDown => Err(Error::new(ErrorKind::ShutDown)),
+            State::Dead => Err(Error::new(ErrorKind::ReactorDied)),
+        }
+    }
+
     fn child_slot(&mut self, token: Token) -> Option<&mut ChildSlot> {
         self.children.get_mut(token.slot as usize).filter(|slot| slot.generation == token.generation)
     }

@@ -2,7 +2,7 @@
 //! that whatever fails leaves nothing behind. Knows the engine by one call.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::cell::{Birth, Cell, Extra, Reasons, Teller, Tree};
@@ -13,12 +13,13 @@ use crate::cgroup::Cgroup;
 use crate::command::{Cancel, Command, Leftovers};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::helpers;
 use crate::pipe::copier::{self, Copier, Standby, Work};
 use crate::pipe::{self, Capture, Feed};
 use crate::process::Membership;
 use crate::scope::Scope;
-use crate::spawn::{self, Busy, Group, Options, Plan, Source};
-use crate::spawner;
+use crate::spawn::{self, BUSY_PAUSE, Born, Busy, Group, Options, Plan, Source};
+use crate::spawner::{Job, Ticket};
 use crate::stdio::{Claim, Kind, OneShot};
 use crate::tell::{Level, tell};
 use crate::token::Token;
@@ -60,100 +61,113 @@ pub(crate) struct Manner {
     pub(crate) watched: bool,
 }
 
-/// Whom a cell is shown to before there is a child.
-type Seen<'a> = &'a dyn Fn(&Arc<Cell>) -> Result<()>;
+/// A child's cell, entered in the tables: whatever stops it from now on finds it.
+struct Place {
+    cell: Arc<Cell>,
+    token: Token,
+    entered_at: Instant,
+}
+
+/// Whom a spawn is told of that nobody's thread waits for.
+type Done = Box<dyn FnOnce(Result<(Arc<Cell>, Token)>) + Send>;
 
 /// Starts a child and enters it in the tables of `core`.
 pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
+    if command.options.parent_death.is_some() && !command.options.on_this_thread {
+        return start_and_wait(core, command, manner);
+    }
     let started = core.check_ours().and_then(|()| {
-        let called_at = Instant::now();
-        if command.options.parent_death.is_some() && !command.options.on_this_thread {
-            let (core, command) = (core.clone(), command.clone());
-            return spawner::run(move || start_here(&core, &command, manner, called_at, &|_| Ok(())));
+        let place = enter(core, command)?;
+        let born = wire(&place, command, manner).and_then(|wires| {
+            let born = clone(&place.cell, command, &wires, manner);
+            settle(&place.cell, wires, manner, born)
+        });
+        if born.is_err() {
+            core.withdraw(place.token);
+            drop(place.cell.strip());
         }
-        start_here(core, command, manner, called_at, &|_| Ok(()))
+        born.map(|()| (place.cell, place.token))
     });
-    started.map_err(|error| error.of(command.shown()))
+    started.map_err(|error| error.of(&*command.label()))
 }
 
-/// As [`start`], on a spawner thread, for whoever does not want to wait. `seen` is shown the cell before there is a child, and may refuse;
-/// `done` is told the result.
-pub(crate) fn start_elsewhere(
-    core: Arc<Core>,
-    command: Command,
-    manner: Manner,
-    seen: impl Fn(&Arc<Cell>) -> Result<()> + Send + 'static,
-    done: impl FnOnce(Result<Arc<Cell>>) + Send + 'static,
-) -> Result<()> {
-    let shown = command.shown();
-    let on_this_thread = command.options.on_this_thread;
-    let called_at = Instant::now();
-    let begun = core.check_ours().and_then(|()| {
-        let job = move || {
-            let started = start_here(&core, &command, manner, called_at, &seen);
-            done(started.map(|(cell, _)| cell).map_err(|error| error.of(command.shown())));
-        };
-        if on_this_thread {
-            job();
-            return Ok(());
-        }
-        spawner::begin(Box::new(job))
-    });
-    begun.map_err(|error| error.of(shown))
+/// As [`start`], by a spawner thread, which lives as long as the process.
+fn start_and_wait(core: &Arc<Core>, command: &Command, manner: Manner) -> Result<(Arc<Cell>, Token)> {
+    let (sender, receiver) = mpsc::channel();
+    // The caller waits: it cannot be gone.
+    let done = move |result| drop(sender.send(result));
+    start_elsewhere(core, command.clone(), manner, Box::new(done))?;
+    receiver.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io).saying("a spawner thread panicked")))
 }
 
-fn start_here(
-    core: &Arc<Core>,
-    command: &Command,
-    manner: Manner,
-    spawned_at: Instant,
-    seen: Seen<'_>,
-) -> Result<(Arc<Cell>, Token)> {
-    command.validate()?;
+/// As [`start`], by a spawner thread, for whoever does not want to wait; `done` is told the result. The cell is there at once: what stops it
+/// also takes it out of the queue.
+pub(crate) fn start_elsewhere(core: &Arc<Core>, command: Command, manner: Manner, done: Done) -> Result<Arc<Cell>> {
     let label = command.label();
-    let attempt = || -> Result<(Arc<Cell>, Token)> {
-        refuse_if_stopped(command)?;
-        let mut wires = Wires::new(manner.defaults.streams(command), core.live() >= CROWD)?;
-        let deadline = command.timeout.and_then(|limit| spawned_at.checked_add(limit));
-        let territory = Territory::new(command)?;
-        let mut birth = Birth {
-            label: label.clone(),
-            spawned_at,
-            scope: territory.scope,
-            kill_on_drop: command.kill_on_drop,
-            extra: extra(command, &mut wires, deadline),
-        };
-        let options = territory.settle(command, &mut birth);
-        let options = options.as_ref().unwrap_or(&command.options);
-        let cell = Cell::new(core, birth);
-        cell.attach_queues();
-        let token = cell.enter(&command.contexts, deadline)?;
-        let result = seen(&cell).and_then(|()| bear(&cell, command, options, wires, manner));
-        if result.is_err() {
-            core.withdraw(token);
-            cell.give_streams_back();
+    let begun = core.check_ours().and_then(|()| {
+        let place = enter(core, &command)?;
+        let (cell, token) = (place.cell.clone(), place.token);
+        let on_this_thread = command.options.on_this_thread;
+        let waiting = Box::new(Waiting::new(place, command, manner, done));
+        if on_this_thread {
+            waiting.begin();
+        } else {
+            waiting.queue().inspect_err(|_| core.withdraw(token))?;
         }
-        result.map(|()| (cell, token))
-    };
-    attempt().map_err(|error| error.of(&*label))
+        Ok(cell)
+    });
+    begun.map_err(|error| error.of(&*label))
 }
 
-/// From the clone to the first registration.
-fn bear(cell: &Arc<Cell>, command: &Command, options: &Options, wires: Wires, manner: Manner) -> Result<()> {
-    // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the slot.
+/// Gives a child its place.
+fn enter(core: &Arc<Core>, command: &Command) -> Result<Place> {
+    let entered_at = Instant::now();
+    command.validate()?;
     refuse_if_stopped(command)?;
-    let born = spawn::spawn(&Plan {
+    let birth = Birth { label: command.label(), spawned_at: entered_at, kill_on_drop: command.kill_on_drop };
+    let cell = Cell::new(core, birth);
+    let token = cell.enter(&command.contexts, deadline(command, entered_at))?;
+    // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the place.
+    refuse_if_stopped(command).inspect_err(|_| core.withdraw(token))?;
+    Ok(Place { cell, token, entered_at })
+}
+
+fn deadline(command: &Command, entered_at: Instant) -> Option<Instant> {
+    command.timeout.and_then(|limit| entered_at.checked_add(limit))
+}
+
+/// Makes what connects the child with us, and whom its stops reach.
+fn wire(place: &Place, command: &Command, manner: Manner) -> Result<Wires> {
+    let cell = &place.cell;
+    let mut wires = Wires::new(manner.defaults.streams(command), cell.core.live() > CROWD)?;
+    let mut extra = extra(command, &mut wires, deadline(command, place.entered_at));
+    let territory = Territory::new(command)?;
+    let scope = territory.scope;
+    wires.options = territory.settle(command, &mut extra);
+    if extra.is_some() || scope != Scope::Child {
+        cell.equip(scope, extra);
+        cell.attach_queues();
+    }
+    Ok(wires)
+}
+
+fn clone(cell: &Arc<Cell>, command: &Command, wires: &Wires, manner: Manner) -> Result<Born> {
+    spawn::spawn(&Plan {
         program: command.get_program(),
         argv: command.argv()?,
         env: command.envp()?,
         search_path: command.search_path(),
         stdio: wires.sources(),
         extra: command.extra.iter().map(|(number, fd)| (*number, fd.as_fd())).collect(),
-        options,
+        options: wires.options.as_ref().unwrap_or(&command.options),
         publish: &cell.published,
         retry_busy: manner.busy,
         raise: manner.watched && wires.crowded,
-    });
+    })
+}
+
+/// What becomes of it after the clone, up to its first registration.
+fn settle(cell: &Arc<Cell>, wires: Wires, manner: Manner, born: Result<Born>) -> Result<()> {
     // The child has its ends, and we give ours of them up before its death can be seen: they would pass for somebody who holds the streams.
     let standbys = wires.close_theirs();
     match born {
@@ -166,6 +180,128 @@ fn bear(cell: &Arc<Cell>, command: &Command, options: &Options, wires: Wires, ma
         }
     }
     Ok(())
+}
+
+/// A spawn in the queue, or on its spawner thread.
+struct Waiting {
+    place: Place,
+    command: Command,
+    manner: Manner,
+    /// Made when its turn comes, and kept while its program file is busy.
+    wires: Option<Wires>,
+    busy: BusyTimer,
+    done: Done,
+}
+
+impl Waiting {
+    fn new(place: Place, command: Command, manner: Manner, done: Done) -> Waiting {
+        let (busy, manner) = BusyTimer::new(manner, command.options.on_this_thread);
+        Waiting { place, command, manner, wires: None, busy, done }
+    }
+
+    fn queue(self: Box<Self>) -> Result<()> {
+        let ticket = Ticket::new(self.place.entered_at);
+        // Known before it is queued. Who stops it in between does not find it there, and comes again.
+        self.place.cell.has_ticket(ticket);
+        ticket.queue(self)
+    }
+
+    fn attempt(&mut self) -> Attempt {
+        let wires = match self.prepare() {
+            Ok(wires) => wires,
+            Err(error) => return Attempt::Over(Err(error)),
+        };
+        let cell = &self.place.cell;
+        let born = clone(cell, &self.command, &wires, self.manner);
+        match self.busy.next_try(&born) {
+            Some(due) if !cell.published.is_unwanted() => {
+                self.wires = Some(wires);
+                Attempt::Again(due)
+            }
+            _ => Attempt::Over(settle(cell, wires, self.manner, born)),
+        }
+    }
+
+    fn prepare(&mut self) -> Result<Wires> {
+        let cell = &self.place.cell;
+        // While it waited everything may have changed.
+        cell.core.check_open()?;
+        refuse_if_stopped(&self.command)?;
+        cell.takes_its_turn()?;
+        self.wires.take().map_or_else(|| wire(&self.place, &self.command, self.manner), Ok)
+    }
+}
+
+impl Job for Waiting {
+    fn begin(mut self: Box<Self>) {
+        let result = match self.attempt() {
+            Attempt::Over(result) => result,
+            Attempt::Again(due) => {
+                let ticket = Ticket::new(due);
+                self.place.cell.has_ticket(ticket);
+                return ticket.queue_again(self);
+            }
+        };
+        let Place { cell, token, .. } = self.place;
+        if result.is_err() {
+            cell.core.withdraw(token);
+            drop(cell.strip());
+        }
+        let label = cell.label.clone();
+        (self.done)(result.map(|()| (cell, token)).map_err(|error| error.of(&*label)));
+    }
+
+    fn left(self: Box<Self>) {
+        let Waiting { place, command, wires, done, .. } = *self;
+        let cell = place.cell;
+        cell.core.withdraw(place.token);
+        let why = cell.unborn().map_or_else(|| cell.core.refusal(), Error::stopped);
+        let extra = cell.strip();
+        done(Err(why.of(&*cell.label)));
+        // This may be the loop, and what the command holds is its caller's.
+        helpers::run(Box::new(move || drop((command, wires, extra))));
+    }
+}
+
+enum Attempt {
+    Over(Result<()>),
+    /// The program file is busy: not before then.
+    Again(Instant),
+}
+
+/// How a busy program file is tried again without holding a spawner thread up meanwhile.
+struct BusyTimer {
+    /// `None`: not by us.
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+impl BusyTimer {
+    /// With how the rest is done: on the caller's own thread there is no queue to wait in.
+    fn new(manner: Manner, on_this_thread: bool) -> (BusyTimer, Manner) {
+        let (until, busy) = match manner.busy {
+            Busy::Sleep { at_most } if !on_this_thread => {
+                (Instant::now().checked_add(at_most), Busy::Spin { tries: 1 })
+            }
+            busy => (None, busy),
+        };
+        (BusyTimer { until, pause: BUSY_PAUSE }, Manner { busy, ..manner })
+    }
+
+    /// When to try again, if that is what went wrong and there is time left.
+    fn next_try(&mut self, born: &Result<Born>) -> Option<Instant> {
+        let (until, Err(error)) = (self.until?, born) else {
+            return None;
+        };
+        let is_busy = error.stage() == Some(Stage::Exec) && error.raw_os_error() == Some(libc::ETXTBSY);
+        let now = Instant::now();
+        if !is_busy || now >= until {
+            return None;
+        }
+        let due = until.min(now + self.pause);
+        self.pause *= 2;
+        Some(due)
+    }
 }
 
 /// Whom the child's stops reach.
@@ -191,7 +327,7 @@ impl Territory {
     }
 
     /// Gives the child its cgroup; returns its options, if they differ from the command's.
-    fn settle(self, command: &Command, birth: &mut Birth) -> Option<Options> {
+    fn settle(self, command: &Command, extra: &mut Option<Box<Extra>>) -> Option<Options> {
         let has_group = command.group || self.scope != Scope::Group;
         if has_group && self.cgroup.is_none() {
             return None;
@@ -202,7 +338,7 @@ impl Territory {
         }
         if let Some(cgroup) = self.cgroup {
             options.cgroup = Some(cgroup.dir().clone());
-            birth.extra.get_or_insert_default().tree = Some(Box::new(Tree::There(cgroup)));
+            extra.get_or_insert_default().tree = Some(Box::new(Tree::There(cgroup)));
         }
         Some(options)
     }
@@ -264,6 +400,8 @@ struct Wires {
     captures: [Option<Capture>; 2],
     standbys: [Option<Standby>; 3],
     crowded: bool,
+    /// The child's, if they differ from the command's.
+    options: Option<Options>,
 }
 
 /// The child's end of a stream.
@@ -285,6 +423,7 @@ impl Wires {
             captures: [None, None],
             standbys: [None, None, None],
             crowded,
+            options: None,
         };
         for (which, stream) in streams.into_iter().enumerate() {
             wires.theirs[which] = wires.connect(which, stream)?;

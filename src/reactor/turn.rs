@@ -365,7 +365,6 @@ mod tests {
     use crate::command::Command;
     use crate::context::Context;
     use crate::process::has_exited as is_readable;
-    use crate::scope::Scope;
     use crate::spawn::Busy;
 
     const SOON: Option<Duration> = Some(Duration::from_secs(20));
@@ -412,13 +411,7 @@ mod tests {
         let core = turning.core();
         let ctx = Context::new();
         let enter = |_| {
-            let birth = Birth {
-                label: "nobody".into(),
-                spawned_at: Instant::now(),
-                scope: Scope::Child,
-                kill_on_drop: false,
-                extra: None,
-            };
+            let birth = Birth { label: "nobody".into(), spawned_at: Instant::now(), kill_on_drop: false };
             core.enter(&Cell::new(core, birth), std::slice::from_ref(&ctx), None).unwrap()
         };
         let mut tokens: Vec<Token> = (0..3000).map(enter).collect();

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{After, CALL_GRACE, Call, Cell, Life, Owner};
+use super::{After, CALL_GRACE, Call, Cell, Extra, Life, Owner};
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{Event, Phase};
@@ -13,11 +13,59 @@ use crate::process::{self, WaitMode};
 use crate::reactor::stop::Delay;
 use crate::scope::Scope;
 use crate::signal::Signal;
+use crate::spawner::Ticket;
 use crate::tell::Level;
 use crate::timer::Clock;
 use crate::token::{Kind, Token};
 
 impl Cell {
+    /// It waits for its turn by this ticket.
+    pub(crate) fn has_ticket(&self, ticket: Ticket) {
+        self.lock().others().ticket = Some(ticket);
+    }
+
+    /// Its turn has come; unless it has been stopped.
+    pub(crate) fn takes_its_turn(&self) -> Result<()> {
+        let mut life = self.lock();
+        // Most children have nothing else there any more.
+        life.others.take_if(|others| others.is_for_its_ticket_alone());
+        match life.pending.take() {
+            Some(cause) => Err(Error::stopped(*cause)),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing is started any more.
+    pub(crate) fn leave_queue(&self) {
+        self.with(|life| self.leave_queue_locked(life));
+    }
+
+    /// Whether it was waiting. It is told when the lock is gone.
+    pub(super) fn leave_queue_locked(&self, life: &mut Life) -> bool {
+        let Some(others) = &mut life.others else { return false };
+        let Some(job) = others.ticket.and_then(Ticket::leave) else { return false };
+        others.after.push(After::Left(job));
+        true
+    }
+
+    /// What it needs beside its place. A stop that has come already has steps of its own.
+    pub(crate) fn equip(&self, scope: Scope, extra: Option<Box<Extra>>) {
+        self.with(|life| {
+            life.scope = scope;
+            let Some(mut extra) = extra else { return };
+            if let Some(known) = life.extra.take() {
+                std::mem::replace(&mut extra.ladder, known.ladder).retire();
+            }
+            life.extra = Some(extra);
+        });
+    }
+
+    /// It came to nothing, and somebody may still hold it: what serves one spawn serves the next. What is returned may be the caller's to
+    /// drop: not under a lock.
+    pub(crate) fn strip(&self) -> Option<Box<Extra>> {
+        self.lock().extra.take()
+    }
+
     /// The exec succeeded, or a signal came before it: hands the child to the loop (`watched`) or to its creator, who waits for it; or, if it
     /// was stopped before its program began, ends it and says why. Had that begun, the exit will tell (promise 3).
     pub(crate) fn born(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, watched: bool) -> Result<()> {

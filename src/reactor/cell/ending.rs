@@ -161,6 +161,7 @@ impl Cell {
         self.with(|life| {
             life.died = true;
             self.abandon_queues(life);
+            self.leave_queue_locked(life);
             life.wake_all();
             self.wake_sleepers(life);
         });

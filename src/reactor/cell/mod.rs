@@ -34,6 +34,7 @@ use crate::process::{self, Membership};
 use crate::queue::Upstream;
 use crate::scope::Scope;
 use crate::signal::Signal;
+use crate::spawner::{Job, Ticket};
 use crate::sys::process::Published;
 use crate::tell::{Level, tell};
 use crate::timer::Clock;
@@ -116,6 +117,8 @@ struct Others {
     wakers: Vec<(WakeKey, Waker)>,
     next_key: u64,
     after: Vec<After>,
+    /// Its place in the queue of spawns, until its turn comes.
+    ticket: Option<Ticket>,
 }
 
 /// What a future waits for.
@@ -137,6 +140,8 @@ pub(crate) struct WakeKey(u64);
 enum After {
     Wake(Waker),
     Say(Level, String),
+    /// It was taken out of the queue of spawns.
+    Left(Box<dyn Job>),
 }
 
 /// What a stop has sent.
@@ -255,9 +260,7 @@ impl Told for Teller {
 pub(crate) struct Birth {
     pub(crate) label: Arc<str>,
     pub(crate) spawned_at: Instant,
-    pub(crate) scope: Scope,
     pub(crate) kill_on_drop: bool,
-    pub(crate) extra: Option<Box<Extra>>,
 }
 
 impl Cell {
@@ -277,7 +280,7 @@ impl Cell {
                 cause: None,
                 sent: Sent::default(),
                 call: Call::Over,
-                scope: birth.scope,
+                scope: Scope::Child,
                 spawned_at: birth.spawned_at,
                 ended: None,
                 exit: None,
@@ -289,7 +292,7 @@ impl Cell {
                 died: false,
                 sleepers: 0,
                 others: None,
-                extra: birth.extra,
+                extra: None,
             }),
         })
     }
@@ -313,6 +316,7 @@ impl Cell {
                     }
                 }
                 After::Say(level, what) => tell(level, format_args!("{}: {what}", self.label)),
+                After::Left(job) => job.left(),
             }
         }
         result
@@ -427,6 +431,12 @@ impl Drop for Cell {
                 crate::helpers::run(Box::new(move || drop(errors)));
             }
         }
+    }
+}
+
+impl Others {
+    fn is_for_its_ticket_alone(&self) -> bool {
+        self.lent.is_none() && self.wakers.is_empty() && self.after.is_empty()
     }
 }
 

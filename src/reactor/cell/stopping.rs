@@ -50,10 +50,13 @@ impl Cell {
     /// Its creator is suspended until the exec, which may never come (a frozen cgroup, a filesystem that does not answer): SIGKILL
     /// through the number the kernel published. The creator finds `pending` when it runs on.
     ///
-    /// Not there yet, or not installed yet (EBADF): the timer comes back until the creator is no longer the owner.
+    /// Not there yet, or not installed yet (EBADF): the timer comes back until the creator is no longer the owner. If it still waits for
+    /// its turn nobody is suspended: it leaves the queue.
     pub(super) fn stop_unborn(&self, life: &mut Life) {
         life.sent.kill |= self.published.kill();
-        self.retry(life);
+        if !self.leave_queue_locked(life) {
+            self.retry(life);
+        }
     }
 
     pub(super) fn retry(&self, life: &mut Life) {

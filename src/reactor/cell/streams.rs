@@ -53,12 +53,6 @@ impl Cell {
         });
     }
 
-    /// It came to nothing: what serves one spawn serves the next.
-    pub(crate) fn give_streams_back(&self) {
-        let captures = self.with(|life| life.extra.as_mut().map(|extra| std::mem::take(&mut extra.captures)));
-        drop(captures);
-    }
-
     pub(super) fn pump_capture(self: &Arc<Cell>, life: &mut Life, which: usize, hung_up: bool) -> bool {
         let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
             return false;
