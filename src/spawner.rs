@@ -132,9 +132,8 @@ impl State {
         self.busy_until(now).0 < SPAWNERS
     }
 
-    /// Whether all are busy and more is to be done.
     fn needs_another(&self) -> bool {
-        self.idle == 0 && !self.queue.is_empty() && self.threads < SPAWNERS_MAX
+        self.idle == 0 && self.threads < SPAWNERS_MAX
     }
 }
 
@@ -168,7 +167,8 @@ impl Pool {
         }
     }
 
-    /// One more, if all are busy: it works, or sees to it that whoever gets stuck is replaced.
+    /// One in reserve, if all are busy: it works, or sees to it that whoever gets stuck is replaced. The first one is started by a caller, the
+    /// others by spawners: what belongs to a caller's thread alone (its priority, its sandbox) is not theirs.
     fn start_another(&'static self, state: &mut State) -> std::io::Result<()> {
         if !state.needs_another() {
             return Ok(());

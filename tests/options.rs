@@ -437,6 +437,8 @@ fn f159_the_parents_death_brings_the_signal_also_after_a_change_of_user() {
 #[test]
 fn what_belongs_to_the_calling_thread_is_inherited_unless_another_one_spawns() {
     let policy = |command: &mut Command| stat(command, 41);
+    // What the first spawner thread has of its own it has from here.
+    assert_eq!(policy(cat().parent_death_signal(Signal::SIGKILL)), i64::from(libc::SCHED_OTHER));
     let thread = std::thread::spawn(move || {
         let parameters = libc::sched_param { sched_priority: 0 };
         // SAFETY: sched_setscheduler(2) of this thread.
