@@ -8,6 +8,7 @@ use crate::signal::Signal;
 /// Why a child was stopped, or a context cancelled; what Go's `context.Cause` returns.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 pub enum Cause {
     /// [`Context::cancel`](crate::Context::cancel), or a write to [`Context::cancel_fd`](crate::Context::cancel_fd).
     Cancelled,
@@ -42,6 +43,14 @@ impl Reason {
     /// The error it was made from.
     pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
         &*self.error
+    }
+}
+
+/// As its words.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.error)
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
@@ -21,7 +20,7 @@ use crate::helpers;
 use crate::signal::Signal;
 use crate::sys::process::generation;
 use crate::sys::sigwatch::Watch;
-use crate::tell::{Level, tell};
+use crate::tell::wake;
 
 /// No handler may have the first two; after the others the faulty instruction would come again.
 const NOT_WATCHED: [Signal; 6] =
@@ -130,12 +129,7 @@ impl Tell {
     pub(crate) fn tell(self) {
         match self {
             Tell::Nothing => {}
-            // A waker is somebody else's code.
-            Tell::Wake(waker) => {
-                if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                    tell(Level::Warn, format_args!("a waker panicked"));
-                }
-            }
+            Tell::Wake(waker) => wake(waker),
             Tell::Call(call) => helpers::run(call),
         }
     }

@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use crate::context::{Context, HandedOut, ListenKey, Listener, Tell};
 use crate::error::{Error, Result, Stage};
+use crate::events::Events;
 use crate::reactor::core::Core;
 use crate::reactor::{Inbox, Loop, Reactor, Survivor, shut_down};
+use crate::stats::Stats;
 use crate::sys::Leaked;
 use crate::sys::process::with_signals_blocked;
 use crate::tell::{Level, tell};
@@ -58,6 +60,18 @@ impl Driver {
         self.seat.shutdown(grace, kill_after)
     }
 
+    /// What it has counted and timed since it was made.
+    pub fn stats(&self) -> Stats {
+        self.core().recorder.snapshot()
+    }
+
+    /// A queue of at most `capacity` events: what happens to its children from now on. Any number of them may be asked for.
+    ///
+    /// In a forked copy of the process it has ended.
+    pub fn events(&self, capacity: usize) -> Events {
+        self.core().subscribe(capacity)
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.seat.core
     }
@@ -100,6 +114,24 @@ pub fn shutdown(grace: Duration, kill_after: Duration) -> Vec<Survivor> {
         // What cannot even start has no children.
         Err(_) => Vec::new(),
     }
+}
+
+/// As [`Driver::stats`], of the default driver.
+///
+/// # Errors
+///
+/// As [`Driver::new`]: it is started, if it was not yet.
+pub fn stats() -> Result<Stats> {
+    default_core().map(|core| core.recorder.snapshot())
+}
+
+/// As [`Driver::events`], of the default driver.
+///
+/// # Errors
+///
+/// As [`Driver::new`]: it is started, if it was not yet.
+pub fn events(capacity: usize) -> Result<Events> {
+    default_core().map(|core| core.subscribe(capacity))
 }
 
 /// The tables of the default driver.

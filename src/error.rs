@@ -21,6 +21,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Where more than one thing did, [`Exit::check`] says which of them is blamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum ErrorKind {
     /// Something in the command cannot be used: an empty name, a NUL byte, two contradicting options.
     InvalidInput,
@@ -75,6 +76,7 @@ pub enum ErrorKind {
 /// A step on the way from the call of `spawn` to the first instruction of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Stage {
     /// Looking the program up in `PATH`.
     Lookup,

@@ -42,6 +42,7 @@ pub(crate) struct Ending {
 
 /// One of a child's three streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Stream {
     /// Descriptor 0.
     Stdin,
@@ -95,6 +96,7 @@ pub(crate) struct Unserved {
 
 /// Which streams that we read somebody still held when reading was ended, or a [writer](crate::Stdio::writer) had not taken whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HeldOpen {
     /// stdout was cut.
     pub stdout: bool,
@@ -117,6 +119,7 @@ impl HeldOpen {
 /// What a child, and the descendants it waited for, used (`rusage` of `waitid`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Usage {
     /// CPU time in user mode.
     pub user_time: Duration,
@@ -301,6 +304,26 @@ impl fmt::Debug for Exit {
             .field("elapsed", &self.elapsed())
             .field("held_open", &self.0.held_open)
             .finish_non_exhaustive()
+    }
+}
+
+/// What can be said without the clock of this process: times as spans, the status as `code` or `signal`.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Exit {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut exit = serializer.serialize_struct("Exit", 10)?;
+        exit.serialize_field("command", &*self.0.command)?;
+        exit.serialize_field("pid", &self.0.pid)?;
+        exit.serialize_field("code", &self.code())?;
+        exit.serialize_field("signal", &self.signal())?;
+        exit.serialize_field("core_dumped", &self.core_dumped())?;
+        exit.serialize_field("status_lost", &self.0.status.is_none())?;
+        exit.serialize_field("cause", &self.0.cause)?;
+        exit.serialize_field("usage", &self.0.usage)?;
+        exit.serialize_field("elapsed", &self.elapsed())?;
+        exit.serialize_field("held_open", &self.0.held_open)?;
+        exit.end()
     }
 }
 

@@ -23,6 +23,7 @@ mod command;
 mod context;
 mod driver;
 mod error;
+mod events;
 mod exit;
 mod helpers;
 mod lifecycle;
@@ -35,11 +36,13 @@ mod shell;
 mod signal;
 mod spawn;
 mod spawner;
+mod stats;
 mod stdio;
 mod sys;
 mod tell;
 mod timer;
 mod token;
+mod trace;
 
 pub use cause::{Cause, Reason};
 pub use child::{Child, Children, Pipefail, Pipeline, PipelineExit, PipelineOutput};
@@ -47,14 +50,16 @@ pub use command::{
     Cancel, CgroupScope, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target,
 };
 pub use context::{Context, DropGuard, When};
-pub use driver::{AfterCancel, Cancelled, Driver, shutdown};
+pub use driver::{AfterCancel, Cancelled, Driver, events, shutdown, stats};
 pub use error::{Error, ErrorKind, Result, Stage};
+pub use events::{Event, EventKind, Events};
 pub use exit::{Captured, Exit, HeldOpen, Output, Stream, Usage};
 pub use queue::{LongLine, Queue, QueueEnd, QueueItem, QueueOptions, WhenDropped};
 pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
 pub use scope::{Scope, TreeUsage};
 pub use signal::Signal;
 pub use spawn::{Capabilities, capabilities, init, raise_nofile};
+pub use stats::{Histogram, Latency, Stats};
 pub use stdio::{ChildStderr, ChildStdin, ChildStdout, Limit, Stdio};
 
 /// The project's documents, for reading here and, as tests, for compiling their code.

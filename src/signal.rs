@@ -122,6 +122,26 @@ impl fmt::Debug for Signal {
     }
 }
 
+/// As its name; as its number, if it has none.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Signal {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.name() {
+            Some(name) => serializer.serialize_str(name),
+            None => serializer.collect_str(&self.as_raw()),
+        }
+    }
+}
+
+/// From what [`Signal::from_name`] understands.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Signal {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Signal::from_name(&name).ok_or_else(|| serde::de::Error::custom(format_args!("no signal is called {name:?}")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

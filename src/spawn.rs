@@ -887,6 +887,7 @@ fn limit_before_it_was_raised() -> Option<Act> {
 /// Which ways of starting a child this kernel and sandbox allow; the best one is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Capabilities {
     /// `clone3` (Linux 5.3), else `clone`.
     pub clone3: bool,

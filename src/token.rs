@@ -3,6 +3,8 @@
 //! A slot is used again and again; its generation is not. An event that was in flight for a former tenant carries the
 //! former generation and is recognized as stale: that is expected, not an error.
 
+use std::fmt;
+
 /// What a registered descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -66,6 +68,30 @@ impl Token {
             generation: (packed >> 32) as u32 & GENERATION_MASK,
             slot: packed as u32,
         }
+    }
+}
+
+/// Names a child of a [`Reactor`](crate::Reactor) or a driver; never used again for another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChildId(pub(crate) Token);
+
+impl ChildId {
+    pub(crate) fn new(token: Token) -> ChildId {
+        ChildId(token)
+    }
+}
+
+impl fmt::Debug for ChildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChildId({}.{})", self.0.slot, self.0.generation)
+    }
+}
+
+/// As text, `slot.generation`: what logs can be searched for.
+#[cfg(feature = "serde")]
+impl serde::Serialize for ChildId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}.{}", self.0.slot, self.0.generation))
     }
 }
 

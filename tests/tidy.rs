@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 10] = [
     &["shell", "signal", "cause", "error", "exit", "scope", "token", "timer", "lifecycle", "tell"],
     &["sys"],
-    &["process", "pipe", "helpers", "spawner", "stdio", "queue"],
+    &["process", "pipe", "helpers", "spawner", "stdio", "queue", "events", "trace"],
     &["spawn", "cgroup"],
-    &["context"],
+    &["context", "stats"],
     &["command"],
     &["reactor"],
     &["driver"],

@@ -2,7 +2,6 @@
 //! them does.
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +17,7 @@ use crate::exit::{Captured, Exit, Output};
 use crate::reactor::cell::{Awaited, Cell, WakeKey};
 use crate::reactor::core::Core;
 use crate::reactor::start::{Defaults, Manner, start_elsewhere};
-use crate::tell::{Level, tell};
+use crate::tell::wake;
 use crate::token::Token;
 
 /// Running it without blocking; needs no runtime in particular.
@@ -200,7 +199,11 @@ impl Future for Ending {
         if this.cell.check_ours().is_ok() && this.cell.wake_when(awaited, &mut this.key, cx.waker()) {
             return Poll::Pending;
         }
-        Poll::Ready(this.cell.outcome(this.streams).and_then(sure))
+        let exit = this.cell.outcome(this.streams).and_then(sure);
+        if let (Ok(exit), Some(_), false) = (&exit, &this.key, this.streams) {
+            this.cell.woken(exit);
+        }
+        Poll::Ready(exit)
     }
 }
 
@@ -315,9 +318,7 @@ impl Slot {
         let former = std::mem::replace(&mut *progress, Progress::Over(Some(result)));
         drop(progress);
         if let Progress::Underway(waker) = former {
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tell(Level::Warn, format_args!("a waker panicked"));
-            }
+            wake(waker);
         }
     }
 

@@ -60,16 +60,19 @@ struct Source<F> {
     owed_bytes: Option<usize>,
     /// It is as large as it may get.
     enlarged: bool,
+    /// Read, and not counted yet.
+    uncounted_bytes: u64,
 }
 
 impl<F: AsFd> Source<F> {
     fn new(fd: F) -> Source<F> {
-        Source { fd, owed_bytes: None, enlarged: false }
+        Source { fd, owed_bytes: None, enlarged: false, uncounted_bytes: 0 }
     }
 
     /// `read` reads from the descriptor once, and says how much.
     fn read(&mut self, read: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
         let n = read(self.fd.as_fd())?;
+        self.uncounted_bytes += n as u64;
         if let Some(owed) = &mut self.owed_bytes {
             *owed = owed.saturating_sub(n);
         }
@@ -291,6 +294,11 @@ impl Capture {
             }
         }
         !self.source.is_hung_up()
+    }
+
+    /// How much was read since this was last asked.
+    pub(crate) fn take_count(&mut self) -> u64 {
+        std::mem::take(&mut self.source.uncounted_bytes)
     }
 
     /// Whether there was more than its [`Limit::StopAt`] allows.

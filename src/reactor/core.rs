@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
@@ -22,11 +22,13 @@ use super::cell::Cell;
 use crate::cause::Cause;
 use crate::context::{Context, ListenKey, Listener, Tell};
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::events::{Event, EventKind, Events, Outlets};
 use crate::scope::TreeUsage;
+use crate::stats::Recorder;
 use crate::sys::process::generation;
-use crate::tell::{Level, tell};
+use crate::tell::{Level, tell, wake};
 use crate::timer::{Alarm, Clock, Timers};
-use crate::token::{Kind, Token};
+use crate::token::{ChildId, Kind, Token};
 
 /// Whether children may still be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub(crate) struct Core {
     generation: u64,
     /// Whether ended children are kept for `next_exit`.
     collects: bool,
+    pub(crate) recorder: Recorder,
+    pub(crate) outlets: Outlets,
 }
 
 #[derive(Debug)]
@@ -149,6 +153,8 @@ impl Core {
             left: Condvar::new(),
             generation: generation(),
             collects,
+            recorder: Recorder::default(),
+            outlets: Outlets::default(),
         });
         core.register(core.wake.as_fd(), Token::new(Kind::Wake, 0, 0), Interest::READABLE)?;
         core.register(core.timer.as_fd(), Token::new(Kind::Wake, 0, 1), Interest::READABLE)?;
@@ -274,6 +280,31 @@ impl Core {
     /// How many children were started and not asked for yet.
     pub(crate) fn unreported(&self) -> usize {
         if self.is_ours() { self.tables().unreported } else { 0 }
+    }
+
+    // ── what is told of it ──
+
+    pub(crate) fn subscribe(&self, capacity: usize) -> Events {
+        if self.is_ours() { self.outlets.subscribe(capacity) } else { Outlets::closed() }
+    }
+
+    pub(crate) fn event(&self, label: &Arc<str>, token: Option<Token>, pid: u32, kind: EventKind) -> Event {
+        Event {
+            at: SystemTime::now(),
+            child: token.map(ChildId),
+            pid: (pid != 0).then_some(pid),
+            command: label.clone(),
+            kind,
+            lost_before: 0,
+        }
+    }
+
+    /// Of a spawn that has come to nothing, or to nothing yet; with no lock held.
+    pub(crate) fn emit(&self, label: &Arc<str>, kind: impl FnOnce() -> EventKind) {
+        if self.outlets.is_on() {
+            let event = self.event(label, None, 0, kind());
+            self.outlets.push(&event).into_iter().for_each(wake);
+        }
     }
 
     pub(crate) fn check_ours(&self) -> Result<()> {
@@ -607,6 +638,14 @@ impl Core {
         tables.armed = tables.timers.next();
         if let Some(at) = tables.armed {
             self.set_timer(at);
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            self.outlets.close().into_iter().for_each(wake);
         }
     }
 }

@@ -7,7 +7,6 @@ pub(crate) mod start;
 mod stop;
 mod turn;
 
-use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,12 +18,14 @@ pub(crate) use self::turn::{Inbox, Loop};
 use crate::cause::Cause;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Events;
 use crate::exit::{Captured, Exit};
 use crate::scope::TreeUsage;
 use crate::signal::Signal;
 use crate::spawn::Busy;
+use crate::stats::Stats;
 use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
-use crate::token::Token;
+pub use crate::token::ChildId;
 
 /// How often a busy program file is tried again without sleeping.
 pub(crate) const BUSY_WITHOUT_SLEEP: Busy = Busy::Spin { tries: 3 };
@@ -61,22 +62,6 @@ pub struct Reactor {
     /// `None` only while it is dropped: who goes on with it is the driver's business.
     pub(crate) turning: Option<Loop>,
     core: Arc<Core>,
-}
-
-/// Names a child of a [`Reactor`]; never used again for another one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ChildId(Token);
-
-impl ChildId {
-    pub(crate) fn new(token: Token) -> ChildId {
-        ChildId(token)
-    }
-}
-
-impl fmt::Debug for ChildId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChildId({}.{})", self.0.slot, self.0.generation)
-    }
 }
 
 /// A child that is done: dead, and its captured streams complete or cut.
@@ -194,6 +179,18 @@ impl Reactor {
     /// How long a loop may sleep that does not watch the descriptor: until the next deadline. `None`: there is none.
     pub fn next_timeout(&self) -> Option<Duration> {
         self.core.next_deadline().map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// What it has counted and timed since it was made.
+    pub fn stats(&self) -> Stats {
+        self.core.recorder.snapshot()
+    }
+
+    /// A queue of at most `capacity` events: what happens to its children from now on. Any number of them may be asked for.
+    ///
+    /// In a forked copy of the process it has ended.
+    pub fn events(&self, capacity: usize) -> Events {
+        self.core.subscribe(capacity)
     }
 
     /// Sends a signal, through the pidfd. After the exit Ok and without effect.

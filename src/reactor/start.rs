@@ -13,6 +13,7 @@ use crate::cgroup::Cgroup;
 use crate::command::{Cancel, Command, Leftovers};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::events::EventKind;
 use crate::helpers;
 use crate::pipe::copier::{self, Copier, Standby, Work};
 use crate::pipe::{self, Capture, Feed};
@@ -23,6 +24,7 @@ use crate::spawner::{Job, Ticket};
 use crate::stdio::{Claim, Kind, OneShot};
 use crate::tell::{Level, tell};
 use crate::token::Token;
+use crate::trace::Span;
 
 /// A stdin of at most this many bytes is written before the child starts: every pipe holds one page.
 const FED_AT_ONCE_MAX_BYTES: usize = 4096;
@@ -82,6 +84,7 @@ pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Resu
             let born = clone(&place.cell, command, &wires, manner);
             settle(&place.cell, wires, manner, born)
         });
+        note(&place.cell, &born, place.entered_at);
         if born.is_err() {
             core.withdraw(place.token);
             drop(place.cell.strip());
@@ -89,6 +92,22 @@ pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Resu
         born.map(|()| (place.cell, place.token))
     });
     started.map_err(|error| error.of(&*command.label()))
+}
+
+/// Counts a spawn that has come to something, or to nothing.
+fn note(cell: &Cell, result: &Result<()>, began_at: Instant) {
+    match result {
+        Ok(()) => cell.core.recorder.spawn.record_time(began_at.elapsed()),
+        Err(error) => {
+            note_failure(&cell.core, &cell.label, error);
+            cell.trace_failure(error);
+        }
+    }
+}
+
+fn note_failure(core: &Core, label: &Arc<str>, error: &Error) {
+    core.recorder.failed.increment();
+    core.emit(label, || EventKind::Failed { kind: error.kind(), stage: error.stage() });
 }
 
 /// As [`start`], by a spawner thread, which lives as long as the process.
@@ -121,10 +140,19 @@ pub(crate) fn start_elsewhere(core: &Arc<Core>, command: Command, manner: Manner
 
 /// Gives a child its place.
 fn enter(core: &Arc<Core>, command: &Command) -> Result<Place> {
+    try_to_enter(core, command).inspect_err(|error| note_failure(core, &command.label(), error))
+}
+
+fn try_to_enter(core: &Arc<Core>, command: &Command) -> Result<Place> {
     let entered_at = Instant::now();
     command.validate()?;
     refuse_if_stopped(command)?;
-    let birth = Birth { label: command.label(), spawned_at: entered_at, kill_on_drop: command.kill_on_drop };
+    let birth = Birth {
+        label: command.label(),
+        spawned_at: entered_at,
+        kill_on_drop: command.kill_on_drop,
+        span: Span::begin(|| command.label()),
+    };
     let cell = Cell::new(core, birth);
     let token = cell.enter(&command.contexts, deadline(command, entered_at))?;
     // Entered first, read now: whoever cancelled before has set the flag, whoever cancels later finds the place.
@@ -171,7 +199,10 @@ fn settle(cell: &Arc<Cell>, wires: Wires, manner: Manner, born: Result<Born>) ->
     // The child has its ends, and we give ours of them up before its death can be seen: they would pass for somebody who holds the streams.
     let standbys = wires.close_theirs();
     match born {
-        Ok(born) => cell.born(born.pid, born.pidfd, manner.watched)?,
+        Ok(born) => {
+            cell.trace_birth(born.pid);
+            cell.born(born.pid, born.pidfd, manner.watched)?;
+        }
         Err(error) => return Err(cell.unborn().map_or(error, Error::stopped)),
     }
     for (which, standby) in standbys.into_iter().enumerate() {
@@ -234,6 +265,7 @@ impl Waiting {
 
 impl Job for Waiting {
     fn begin(mut self: Box<Self>) {
+        let began_at = Instant::now();
         let result = match self.attempt() {
             Attempt::Over(result) => result,
             Attempt::Again(due) => {
@@ -243,6 +275,7 @@ impl Job for Waiting {
             }
         };
         let Place { cell, token, .. } = self.place;
+        note(&cell, &result, began_at);
         if result.is_err() {
             cell.core.withdraw(token);
             drop(cell.strip());
@@ -256,6 +289,8 @@ impl Job for Waiting {
         let cell = place.cell;
         cell.core.withdraw(place.token);
         let why = cell.unborn().map_or_else(|| cell.core.refusal(), Error::stopped);
+        note_failure(&cell.core, &cell.label, &why);
+        cell.trace_failure(&why);
         let extra = cell.strip();
         done(Err(why.of(&*cell.label)));
         // This may be the loop, and what the command holds is its caller's.

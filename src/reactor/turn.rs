@@ -145,14 +145,15 @@ impl Loop {
                 return Err(Error::new(ErrorKind::Io).saying("epoll_wait").because(error));
             }
         }
-        let full = self.sort_events() == EVENTS_TURN_MAX;
+        let count = self.sort_events();
+        self.core.recorder.batch.record(count as u64);
         self.adopt();
         self.serve_exits();
         self.serve_contexts();
         self.serve_deadlines();
         self.serve_pipes();
         self.serve_nested();
-        if full || self.has_leftovers() {
+        if count == EVENTS_TURN_MAX || self.has_leftovers() {
             // An outer loop does not hear again of what was left.
             self.core.wake();
         }
@@ -185,8 +186,9 @@ impl Loop {
     fn serve_exits(&mut self) {
         for token in self.batch.exits.drain(..) {
             // A stale token is expected: a waiter reaped it meanwhile.
-            if let Some(cell) = self.core.child(token) {
-                cell.on_readable();
+            match self.core.child(token) {
+                Some(cell) => cell.on_readable(),
+                None => self.core.recorder.stale_events.increment(),
             }
         }
         for token in self.batch.trees.drain(..) {
@@ -250,6 +252,7 @@ impl Loop {
                 return;
             };
             let Some(cell) = self.core.child(token.of_kind(Kind::Child)) else {
+                self.core.recorder.stale_events.increment();
                 continue;
             };
             if cell.on_pipe(token.kind, hung_up) {
@@ -366,6 +369,7 @@ mod tests {
     use crate::context::Context;
     use crate::process::has_exited as is_readable;
     use crate::spawn::Busy;
+    use crate::trace::Span;
 
     const SOON: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -411,7 +415,8 @@ mod tests {
         let core = turning.core();
         let ctx = Context::new();
         let enter = |_| {
-            let birth = Birth { label: "nobody".into(), spawned_at: Instant::now(), kill_on_drop: false };
+            let (label, spawned_at, span) = ("nobody".into(), Instant::now(), Span::none());
+            let birth = Birth { label, spawned_at, kill_on_drop: false, span };
             core.enter(&Cell::new(core, birth), std::slice::from_ref(&ctx), None).unwrap()
         };
         let mut tokens: Vec<Token> = (0..3000).map(enter).collect();

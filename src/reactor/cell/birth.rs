@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::{After, CALL_GRACE, Call, Cell, Extra, Life, Owner};
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::EventKind;
 use crate::lifecycle::{Event, Phase};
 use crate::pipe::Capture;
 use crate::process::{self, WaitMode};
@@ -83,12 +84,14 @@ impl Cell {
             }
             if !watched {
                 life.owner = Owner::Waiter;
+                self.note_birth(life);
                 return Ok(());
             }
             life.owner = Owner::Reactor;
             self.watch(life).map_err(|error| error.saying("the program had begun and was killed"))?;
             // Under the lock that their events wait for.
             life.extra.iter_mut().flat_map(|extra| extra.captures.iter_mut().flatten()).for_each(Capture::keep);
+            self.note_birth(life);
             if life.pending.is_some() {
                 if life.sent.kill {
                     life.record_cause();
@@ -99,6 +102,26 @@ impl Cell {
         });
         // No child outlives an error (promise 8).
         accepted.inspect_err(|_| self.put_down())
+    }
+
+    /// It is being created by this thread: until it is born nobody else asks for its span.
+    pub(crate) fn trace_birth(&self, pid: u32) {
+        let span = self.lock().span.take();
+        if let Some(span) = span {
+            span.born(pid);
+            self.lock().span = span;
+        }
+    }
+
+    /// It did not come to be.
+    pub(crate) fn trace_failure(&self, error: &Error) {
+        let span = self.lock().span.take();
+        span.into_iter().for_each(|span| span.fail(error));
+    }
+
+    fn note_birth(&self, life: &mut Life) {
+        self.core.recorder.spawned.increment();
+        self.emit(life, || EventKind::Spawned);
     }
 
     /// Ends a child that nobody is told of. It is awaited without the lock: a loop that looks at it would wait, too.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{After, CALL_GRACE, Call, Cell, Death, Extra, Life, Owner};
+use crate::events::EventKind;
 use crate::exit::{Ending, Exit, HeldOpen};
 use crate::lifecycle::Event;
 use crate::process::{self, Reaped, WaitMode};
@@ -82,9 +83,31 @@ impl Cell {
     }
 
     pub(super) fn publish(self: &Arc<Cell>, life: &mut Life) {
-        life.exit = Some(self.make_exit(life));
+        let exit = self.make_exit(life);
+        life.exit = Some(exit.clone());
+        self.note_exit(life, exit);
         life.wake_all();
         self.wake_sleepers(life);
+    }
+
+    /// Counts it, and tells of it.
+    fn note_exit(&self, life: &mut Life, exit: Exit) {
+        let recorder = &self.core.recorder;
+        recorder.exited.increment();
+        if exit.cause().is_some() {
+            recorder.cancelled.increment();
+            if let Some(at) = life.extra.as_ref().and_then(|e| e.stopped_at) {
+                recorder.cancel_to_exit.record_time(exit.exited_at().saturating_duration_since(at));
+            }
+        }
+        if life.was_killed_by_us() {
+            recorder.killed.increment();
+        }
+        let told = exit.clone();
+        self.emit(life, || EventKind::Exited { exit: told });
+        if let Some(span) = life.span.take() {
+            life.others().after.push(After::Close(span, exit));
+        }
     }
 
     pub(super) fn make_exit(&self, life: &Life) -> Exit {
@@ -130,6 +153,9 @@ impl Cell {
             }
         }
         life.done = true;
+        if let Some(streams) = life.extra.as_ref().map(|e| e.held_open).filter(|streams| streams.any()) {
+            self.emit(life, || EventKind::HeldOpen { streams });
+        }
         life.wake_all();
         self.wake_sleepers(life);
         if let Some(token) = life.token {

@@ -13,7 +13,6 @@ pub(crate) use self::tree::Tree;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,6 +25,7 @@ use crate::cause::Cause;
 use crate::command::{Leftovers, Signals};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::EventKind;
 use crate::exit::{Exit, HeldOpen, Unserved, Usage};
 use crate::lifecycle::{self, Action, Event, Phase};
 use crate::pipe::copier::{Copier, Told};
@@ -36,9 +36,10 @@ use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::spawner::{Job, Ticket};
 use crate::sys::process::Published;
-use crate::tell::{Level, tell};
+use crate::tell::{Level, tell, wake};
 use crate::timer::Clock;
 use crate::token::{Kind, Token};
+use crate::trace::Span;
 
 /// How long the end of a child stays unpublished at most while its `Cancel::call` closure runs: what the closure returns decides whether
 /// the child was stopped.
@@ -106,6 +107,7 @@ pub(crate) struct Life {
     sleepers: u32,
     others: Option<Box<Others>>,
     extra: Option<Box<Extra>>,
+    span: Span,
 }
 
 /// Other people's futures and code. Most children that merely live have neither, and each of them pays for every field of its [`Life`].
@@ -142,6 +144,7 @@ enum After {
     Say(Level, String),
     /// It was taken out of the queue of spawns.
     Left(Box<dyn Job>),
+    Close(Span, Exit),
 }
 
 /// What a stop has sent.
@@ -177,6 +180,8 @@ pub(crate) struct Extra {
     pub(crate) ladder: Ladder,
     pub(crate) wait_delay: Option<Duration>,
     pub(crate) delay: Delay,
+    /// When its stop began.
+    pub(crate) stopped_at: Option<Instant>,
     pub(crate) leftovers: Leftovers,
     pub(crate) tree: Option<Box<Tree>>,
     pub(crate) membership: Option<Membership>,
@@ -261,6 +266,7 @@ pub(crate) struct Birth {
     pub(crate) label: Arc<str>,
     pub(crate) spawned_at: Instant,
     pub(crate) kill_on_drop: bool,
+    pub(crate) span: Span,
 }
 
 impl Cell {
@@ -293,6 +299,7 @@ impl Cell {
                 sleepers: 0,
                 others: None,
                 extra: None,
+                span: birth.span,
             }),
         })
     }
@@ -309,17 +316,25 @@ impl Cell {
         drop(life);
         for after in after {
             match after {
-                After::Wake(waker) => {
-                    // A waker is somebody else's code.
-                    if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                        tell(Level::Warn, format_args!("a waker panicked"));
-                    }
-                }
+                After::Wake(waker) => wake(waker),
+                After::Close(span, exit) => span.close(exit),
                 After::Say(level, what) => tell(level, format_args!("{}: {what}", self.label)),
                 After::Left(job) => job.left(),
             }
         }
         result
+    }
+
+    /// Tells those who asked for events; of a child that has a place in the tables.
+    fn emit(&self, life: &mut Life, kind: impl FnOnce() -> EventKind) {
+        if !self.core.outlets.is_on() {
+            return;
+        }
+        let event = self.core.event(&self.label, life.token, self.pid(), kind());
+        let wakers = self.core.outlets.push(&event);
+        if !wakers.is_empty() {
+            life.others().after.extend(wakers.into_iter().map(After::Wake));
+        }
     }
 
     /// Takes a place in the tables.
@@ -387,6 +402,9 @@ impl Cell {
 
     /// Feeds an event to the table and does what it says.
     fn feed(self: &Arc<Cell>, life: &mut Life, event: Event) {
+        if (life.phase, event) == (Phase::Running, Event::Stop) {
+            self.note_stop(life);
+        }
         let (phase, actions) = lifecycle::step(life.phase, event);
         life.phase = phase;
         for action in actions {

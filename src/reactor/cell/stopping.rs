@@ -9,6 +9,7 @@ use super::{After, CALL_GRACE, Call, Cell, Life, Owner, Sent};
 use crate::cause::Cause;
 use crate::command::{Closure, Target};
 use crate::error::{ErrorKind, Result};
+use crate::events::EventKind;
 use crate::helpers;
 use crate::lifecycle::{Event, Phase};
 use crate::pipe::Capture;
@@ -44,6 +45,14 @@ impl Cell {
             self.stop_unborn(life);
         } else {
             self.feed(life, Event::Stop);
+        }
+    }
+
+    /// Its stop begins.
+    pub(super) fn note_stop(&self, life: &mut Life) {
+        life.extra().stopped_at = Some(Instant::now());
+        if let Some(cause) = life.pending.as_deref().or(life.cause.as_deref()).cloned() {
+            self.emit(life, || EventKind::Stopping { cause });
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::{After, Cell, Life, Reasons, Teller};
 use crate::cause::Cause;
 use crate::error::{Error, Result, Stage};
+use crate::events::EventKind;
 use crate::exit::{Captured, Server, Stream, Unserved};
 use crate::lifecycle::Event;
 use crate::pipe::copier::Copier;
@@ -58,6 +59,7 @@ impl Cell {
             return false;
         };
         let pumped = capture.pump(hung_up);
+        self.core.recorder.read_bytes.add(capture.take_count());
         let woken = capture.take_woken();
         if !woken.is_empty() {
             life.others().after.extend(woken.into_iter().map(After::Wake));
@@ -106,6 +108,9 @@ impl Cell {
         extra.results[which] = Some(capture.into_bytes());
         if !woken.is_empty() {
             life.others().after.extend(woken.into_iter().map(After::Wake));
+        }
+        if !held {
+            self.emit(life, || EventKind::OutputClosed { stream: Stream::ALL[which + 1] });
         }
     }
 
@@ -172,6 +177,7 @@ impl Cell {
                 continue;
             };
             let held = capture.cut();
+            self.core.recorder.read_bytes.add(capture.take_count());
             note_complaint(life, which, false);
             self.end_capture(life, which, held);
         }

@@ -79,12 +79,22 @@ impl Cell {
             return None;
         }
         life.sleepers += 1;
+        let was_dead = life.exit.is_some();
         let mut life = match left {
             Some(left) => self.changed.wait_timeout(life, left).unwrap_or_else(PoisonError::into_inner).0,
             None => self.changed.wait(life).unwrap_or_else(PoisonError::into_inner),
         };
         life.sleepers -= 1;
+        match &life.exit {
+            Some(exit) if !was_dead => self.woken(exit),
+            _ => {}
+        }
         Some(life)
+    }
+
+    /// Who waited for the end runs again.
+    pub(crate) fn woken(&self, exit: &Exit) {
+        self.core.recorder.exit_to_wake.record_time(exit.exited_at().elapsed());
     }
 
     /// To signal a condition nobody waits for is a system call all the same.
