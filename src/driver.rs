@@ -451,6 +451,8 @@ mod tests {
             return;
         }
         let child = Command::new("sleep").arg("60").stdout(crate::Stdio::captured()).spawn().unwrap();
+        let (read, _write) = crate::pipe::pipe().unwrap();
+        let mut reader = crate::AsyncReader::from_fd(read).unwrap();
         let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
         VICTIM.store(Arc::as_ptr(default_core().unwrap()).cast_mut(), Ordering::SeqCst);
         PANICS.store(2, Ordering::SeqCst);
@@ -460,6 +462,9 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(child.wait_with_output().unwrap_err().kind(), ErrorKind::ReactorDied);
+        let mut bytes = [0; 8];
+        let error = futures::executor::block_on(reader.read(&mut bytes)).unwrap_err();
+        assert_eq!(error.get_ref().unwrap().downcast_ref::<Error>().unwrap().kind(), ErrorKind::ReactorDied);
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         let ctx = Context::new();
         let child = Command::new("sleep").arg("60").context(&ctx).stdout(crate::Stdio::captured()).spawn().unwrap();

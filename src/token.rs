@@ -23,9 +23,11 @@ pub(crate) enum Kind {
     Nested = 7,
     /// The `cgroup.events` of a child's own cgroup.
     Tree = 8,
+    /// A stream that a future reads or writes.
+    Port = 9,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Child,
     Kind::Stdin,
     Kind::Stdout,
@@ -35,6 +37,7 @@ const KINDS: [Kind; 9] = [
     Kind::Wake,
     Kind::Nested,
     Kind::Tree,
+    Kind::Port,
 ];
 
 const GENERATION_BITS: u32 = 28;

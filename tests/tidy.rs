@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 10] = [
     &["command"],
     &["reactor"],
     &["driver"],
-    &["child"],
+    &["async_io", "child"],
     &["lib", "main", "cli"],
 ];
 

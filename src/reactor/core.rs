@@ -19,6 +19,7 @@ use rustix::time::{
 use slab::Slab;
 
 use super::cell::Cell;
+use super::port::Ports;
 use crate::cause::Cause;
 use crate::context::{Context, ListenKey, Listener, Tell};
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -49,6 +50,8 @@ pub(crate) struct Core {
     /// Carries the earliest deadline, so that the epoll descriptor alone is enough for any outer loop.
     timer: OwnedFd,
     tables: Mutex<Tables>,
+    /// Streams of futures; a lock of their own, under which nothing else is locked but the tables.
+    ports: Mutex<Ports>,
     /// Signalled when the last child leaves the tables, if anybody waits for that.
     left: Condvar,
     /// The process that made it (promise 13).
@@ -150,6 +153,7 @@ impl Core {
                 taken_over: Vec::new(),
                 left: Vec::new(),
             }),
+            ports: Mutex::default(),
             left: Condvar::new(),
             generation: generation(),
             collects,
@@ -164,6 +168,10 @@ impl Core {
     fn tables(&self) -> MutexGuard<'_, Tables> {
         // A panic under the lock is the loop's; its successor goes on with what is there.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `f` under the lock; drops the contexts that left when it is gone.
@@ -211,6 +219,7 @@ impl Core {
         for cell in self.children() {
             cell.loop_died();
         }
+        self.silence_ports();
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -615,6 +624,7 @@ impl Core {
         for cell in self.children() {
             cell.register_again();
         }
+        self.watch_ports_again();
         let mut tables = self.tables();
         let Tables { children, deadlines, contexts, timers, .. } = &mut *tables;
         for (slot, at) in deadlines.iter() {
@@ -862,7 +872,7 @@ fn setup(error: rustix::io::Errno) -> Error {
 }
 
 /// One sequence for all reactors, so that a token of one never names a tenant of another.
-fn next_generation() -> u32 {
+pub(super) fn next_generation() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     Token::new(Kind::Child, NEXT.fetch_add(1, Ordering::Relaxed), 0).generation
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod cell;
 pub(crate) mod core;
+pub(crate) mod port;
 pub(crate) mod start;
 mod stop;
 mod turn;

@@ -65,6 +65,7 @@ struct Batch {
     due: Vec<Alarm>,
     pipes: Vec<(Token, bool)>,
     nested: Vec<Token>,
+    ports: Vec<Token>,
     cells: Vec<Arc<Cell>>,
 }
 
@@ -151,6 +152,7 @@ impl Loop {
         self.serve_exits();
         self.serve_contexts();
         self.serve_deadlines();
+        self.serve_ports();
         self.serve_pipes();
         self.serve_nested();
         if count == EVENTS_TURN_MAX || self.has_leftovers() {
@@ -177,6 +179,7 @@ impl Loop {
                 Kind::Stdout | Kind::Stderr => batch.pipes.push((token, event.is_read_closed())),
                 Kind::Context | Kind::Source => batch.contexts.push(token.of_kind(Kind::Context)),
                 Kind::Nested => batch.nested.push(token),
+                Kind::Port => batch.ports.push(token),
                 Kind::Wake => {}
             }
         }
@@ -240,6 +243,13 @@ impl Loop {
             } else if let Some(cell) = self.core.child(token) {
                 cell.on_alarm(clock);
             }
+        }
+    }
+
+    /// Wakes their futures, which read and write by themselves: before the pipes, whose bytes take longer.
+    fn serve_ports(&mut self) {
+        for token in self.batch.ports.drain(..) {
+            self.core.ring(token);
         }
     }
 
