@@ -1,6 +1,7 @@
 //! A child comes to be: its program is looked up, its script written, the clone tried in the best way this kernel allows, a failure
 //! reaped and named. Knows no reactor; what the child itself does is `sys::birth`.
 
+use std::cell::Cell;
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::io;
@@ -15,7 +16,8 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::process::{self, WaitMode};
-use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Step, Strings, Sweep, Table};
+pub(crate) use crate::sys::birth::Strings;
+use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Step, Sweep, Table};
 use crate::sys::process::Published;
 use crate::sys::{self, PerProcess, dumpable};
 use crate::tell::{Level, tell};
@@ -26,6 +28,8 @@ const RAISED_FROM: RawFd = 64;
 const FAR: RawFd = 192;
 /// A new time namespace is entered at the exec after an unshare(2); as a flag of a clone that shares memory it is refused.
 const BY_UNSHARE: u64 = libc::CLONE_NEWTIME as u64;
+/// How large an environment may be whose memory a thread keeps for the next one.
+const INHERITED_MAX_BYTES: usize = 64 << 10;
 /// The first pause between two tries to execute a busy program file; each is twice the one before.
 pub(crate) const BUSY_PAUSE: Duration = Duration::from_micros(100);
 
@@ -123,9 +127,9 @@ pub(crate) enum Busy {
 pub(crate) struct Plan<'a> {
     /// A path, or a bare name to be looked up.
     pub(crate) program: &'a OsStr,
-    pub(crate) argv: Vec<CString>,
+    pub(crate) argv: Arc<Strings>,
     /// `None`: this process's, as it is now.
-    pub(crate) env: Option<Vec<CString>>,
+    pub(crate) env: Option<Arc<Strings>>,
     /// `None`: this process's.
     pub(crate) search_path: Option<OsString>,
     pub(crate) stdio: [Source<'a>; 3],
@@ -154,7 +158,7 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     // Each turn has one way less than the one before, or uses up some of the time that a busy file has.
     loop {
         let script = write_script(plan, null, ways)?;
-        let failure = match attempt(plan, &script, ways) {
+        let failure = match attempt(plan, null, &script, ways) {
             Ok(born) => {
                 ways.remember();
                 return Ok(born);
@@ -171,8 +175,8 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
 }
 
 /// One clone. A child that failed is gone when this returns.
-fn attempt(plan: &Plan<'_>, script: &Script, ways: Ways) -> std::result::Result<Born, Failure> {
-    let manner = choose_manner(plan, script, ways);
+fn attempt(plan: &Plan<'_>, null: Option<RawFd>, script: &Script, ways: Ways) -> std::result::Result<Born, Failure> {
+    let manner = choose_manner(plan, null, script, ways);
     let changing = changes_ids(plan.options).then(Changing::begin);
     match birth::clone(script, manner, plan.publish) {
         Ok(Outcome::Born { pid, pidfd }) => {
@@ -422,10 +426,10 @@ impl Ways {
     }
 }
 
-fn choose_manner(plan: &Plan<'_>, script: &Script, ways: Ways) -> Manner {
-    let shared = table_end(plan, script).filter(|_| ways.shared_table);
+fn choose_manner(plan: &Plan<'_>, null: Option<RawFd>, script: &Script, ways: Ways) -> Manner {
+    let end = table_end(plan, script).filter(|_| ways.shared_table);
     Manner {
-        table: shared.map_or(Table::Copied, Table::SharedBelow),
+        table: end.map_or(Table::Copied, |end| Table::Shared { end, is_clean: is_clean(end, null) }),
         clone3: ways.clone3,
         clear_handlers: ways.clear_handlers,
         flags: plan.options.namespaces & !BY_UNSHARE,
@@ -497,6 +501,11 @@ fn table_end(plan: &Plan<'_>, script: &Script) -> Option<u32> {
     Some(highest.max(2) as u32 + 1)
 }
 
+/// Whether nothing but 0, 1, 2 and our own null device sits below: no stranger can.
+fn is_clean(end: u32, null: Option<RawFd>) -> bool {
+    end == 3 || end == 4 && null == Some(3)
+}
+
 /// A program that is named by a descriptor of ours, as one in a memfd: the exec looks it up in the child.
 fn descriptor_of(program: &OsStr) -> Option<RawFd> {
     let program = program.to_str()?;
@@ -521,21 +530,35 @@ fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Result<Scri
         mask: options.signal_mask,
         searched: !plan.program.as_bytes().contains(&b'/'),
         paths: paths(plan)?,
-        argv: Strings::new(&plan.argv, |bytes, arg| bytes.extend_from_slice(arg.as_bytes())),
-        envp: match &plan.env {
-            Some(vars) => Strings::new(vars, |bytes, var| bytes.extend_from_slice(var.as_bytes())),
-            None => inherited_env(),
-        },
+        argv: plan.argv.clone(),
+        envp: plan.env.clone().unwrap_or_else(inherited_env),
     })
 }
 
-fn inherited_env() -> Strings {
+/// As std reads it, under std's lock, at every spawn; what is kept from one to the next is the memory that it is written into.
+fn inherited_env() -> Arc<Strings> {
+    let kept = INHERITED.try_with(Cell::take).ok().flatten();
+    let mut strings = kept.and_then(Arc::into_inner).unwrap_or_default();
     // What std reads from C strings holds no NUL.
-    Strings::new(std::env::vars_os(), |bytes, (key, value)| {
-        bytes.extend_from_slice(key.as_bytes());
-        bytes.push(b'=');
-        bytes.extend_from_slice(value.as_bytes());
-    })
+    strings.fill(std::env::vars_os(), variable);
+    let is_small = strings.capacity() <= INHERITED_MAX_BYTES;
+    let strings = Arc::new(strings);
+    if is_small {
+        let _ = INHERITED.try_with(|kept| kept.set(Some(strings.clone())));
+    }
+    strings
+}
+
+/// As the environment has it.
+pub(crate) fn variable(bytes: &mut Vec<u8>, (key, value): (impl AsRef<OsStr>, impl AsRef<OsStr>)) {
+    bytes.extend_from_slice(key.as_ref().as_bytes());
+    bytes.push(b'=');
+    bytes.extend_from_slice(value.as_ref().as_bytes());
+}
+
+thread_local! {
+    /// The memory of the last environment that was read, for the next one.
+    static INHERITED: Cell<Option<Arc<Strings>>> = const { Cell::new(None) };
 }
 
 fn sweep(options: &Options, ways: Ways) -> Sweep {
@@ -813,6 +836,7 @@ fn null_device() -> Result<RawFd> {
     let fd = opened.map_err(|e| Error::os(Stage::Streams, e.into()).about("/dev/null"))?;
     // Low numbers cost a spawn nothing, but 0 to 2 are the host's.
     let fd = if fd.as_raw_fd() < 3 { raise_to(fd, 3) } else { fd };
+    sys::mark_null_device(fd.as_fd());
     match NULL.compare_exchange(known, fd.as_raw_fd(), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(sys::keep_open(fd)),
         // Another thread was first; ours is closed.

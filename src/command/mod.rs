@@ -4,11 +4,11 @@ mod options;
 mod scope;
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::helpers;
 use crate::process::Job;
 use crate::shell::Word;
 use crate::signal::Signal;
-use crate::spawn::{self, Options};
+use crate::spawn::{self, Options, Strings};
 use crate::stdio::{Kind, Stdio};
 use crate::sys::is_open;
 
@@ -70,6 +70,9 @@ pub struct Command {
     /// The pipeline's group.
     pub(crate) job: Option<Arc<Job>>,
     label: OnceLock<Arc<str>>,
+    /// What `execve` takes, made at the first spawn; its environment only where nothing is inherited.
+    argv: OnceLock<Arc<Strings>>,
+    envp: OnceLock<Arc<Strings>>,
 }
 
 #[derive(Clone)]
@@ -249,6 +252,8 @@ impl Command {
             leftovers: Leftovers::default(),
             job: None,
             label: OnceLock::new(),
+            argv: OnceLock::new(),
+            envp: OnceLock::new(),
         }
     }
 
@@ -272,18 +277,21 @@ impl Command {
 
     fn push_arg(&mut self, value: &OsStr, secret: bool) -> &mut Command {
         self.label = OnceLock::new();
+        self.argv = OnceLock::new();
         self.args.push(Arg { value: value.to_owned(), secret });
         self
     }
 
     /// Sets the program's `argv[0]`, which is otherwise its name as given.
     pub fn arg0(&mut self, arg: impl AsRef<OsStr>) -> &mut Command {
+        self.argv = OnceLock::new();
         self.arg0 = Some(arg.as_ref().to_owned());
         self
     }
 
     /// Sets a variable of the environment; the last value wins.
     pub fn env(&mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Command {
+        self.envp = OnceLock::new();
         self.env.vars.insert(key.as_ref().to_owned(), Some(value.as_ref().to_owned()));
         self
     }
@@ -298,6 +306,7 @@ impl Command {
 
     /// Removes a variable from the environment.
     pub fn env_remove(&mut self, key: impl AsRef<OsStr>) -> &mut Command {
+        self.envp = OnceLock::new();
         if self.env.clear {
             self.env.vars.remove(key.as_ref());
         } else {
@@ -308,6 +317,7 @@ impl Command {
 
     /// Inherits nothing, and forgets what was set before.
     pub fn env_clear(&mut self) -> &mut Command {
+        self.envp = OnceLock::new();
         self.env = Environment { clear: true, vars: BTreeMap::new() };
         self
     }
@@ -466,42 +476,52 @@ impl Command {
         self.options.group.is_some() || self.options.session || self.cgroup_scope.is_some()
     }
 
-    /// What `execve` takes, or why it cannot.
-    pub(crate) fn argv(&self) -> Result<Vec<CString>> {
+    /// What `execve` takes, or why it cannot; made once.
+    pub(crate) fn argv(&self) -> Result<Arc<Strings>> {
+        if let Some(argv) = self.argv.get() {
+            return Ok(argv.clone());
+        }
         if self.program.is_empty() {
             return Err(self.invalid("the command is empty"));
         }
         let first = self.arg0.as_ref().unwrap_or(&self.program);
-        std::iter::once(first)
-            .chain(self.args.iter().map(|arg| &arg.value))
-            .map(|arg| self.c_string(arg, "an argument contains a NUL byte"))
-            .collect()
+        let args = || std::iter::once(first).chain(self.args.iter().map(|arg| &arg.value)).map(|arg| arg.as_bytes());
+        if args().any(|arg| arg.contains(&0)) {
+            return Err(self.invalid("an argument contains a NUL byte"));
+        }
+        let argv = Strings::new(args(), |bytes, arg| bytes.extend_from_slice(arg));
+        Ok(self.argv.get_or_init(|| Arc::new(argv)).clone())
     }
 
     /// The child's environment as `execve` takes it; `None` if it is this process's, unchanged.
-    pub(crate) fn envp(&self) -> Result<Option<Vec<CString>>> {
+    pub(crate) fn envp(&self) -> Result<Option<Arc<Strings>>> {
         if self.env.is_unchanged() {
             return Ok(None);
         }
-        let mut vars = BTreeMap::new();
-        if !self.env.clear {
-            // Under std's lock; `environ` itself may change under our feet.
-            vars.extend(std::env::vars_os());
+        if let Some(envp) = self.envp.get() {
+            return Ok(Some(envp.clone()));
         }
+        let envp = Arc::new(self.merged_env()?);
+        // What is inherited is read anew by each spawn.
+        Ok(Some(if self.env.clear { self.envp.get_or_init(|| envp).clone() } else { envp }))
+    }
+
+    fn merged_env(&self) -> Result<Strings> {
+        // Under std's lock; `environ` itself may change under our feet.
+        let inherited: Vec<_> = if self.env.clear { Vec::new() } else { std::env::vars_os().collect() };
+        let mut vars: BTreeMap<&OsStr, &OsStr> =
+            inherited.iter().map(|(key, value)| (key.as_os_str(), value.as_os_str())).collect();
         for (key, value) in &self.env.vars {
             match value {
-                Some(value) => vars.insert(key.clone(), value.clone()),
-                None => vars.remove(key),
+                Some(value) => vars.insert(key, value),
+                None => vars.remove(key.as_os_str()),
             };
         }
-        let entry = |(key, value): (OsString, OsString)| {
-            let mut line = key.into_vec();
-            line.push(b'=');
-            line.extend(value.into_vec());
+        if vars.iter().any(|(key, value)| key.as_bytes().contains(&0) || value.as_bytes().contains(&0)) {
             // The value itself is not shown: it may be a secret.
-            CString::new(line).map_err(|_| self.invalid("an environment variable contains a NUL byte"))
-        };
-        vars.into_iter().map(entry).collect::<Result<_>>().map(Some)
+            return Err(self.invalid("an environment variable contains a NUL byte"));
+        }
+        Ok(Strings::new(vars, spawn::variable))
     }
 
     /// The `PATH` to search, if the command sets or removes it.
@@ -554,10 +574,6 @@ impl Command {
             }
             _ => Ok(()),
         }
-    }
-
-    fn c_string(&self, value: &OsStr, complaint: &str) -> Result<CString> {
-        CString::new(value.as_bytes()).map_err(|_| self.invalid(complaint))
     }
 
     pub(crate) fn invalid(&self, why: &str) -> Error {

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::process::Published;
@@ -16,9 +17,6 @@ use crate::error::Stage;
 
 /// A child's stack with its guard page (64 KiB on some kernels), aligned to its own size. Enough: it runs a few functions of this file.
 const STACK_BYTES: usize = 128 << 10;
-/// Room for the strings of most programs, taken at once.
-const STRINGS_BYTES: usize = 4000;
-const STRINGS: usize = 48;
 const SIGNALS_END: i32 = 65;
 /// Kernel constants that `libc` has as an `int`, where they are 0.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
@@ -27,8 +25,12 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// What is shared with the child by the clone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
-    /// The descriptor table is shared until the child's first act, which copies what is below this number and closes the rest.
-    SharedBelow(u32),
+    /// The descriptor table is shared until the child's first act, which copies what is below `end` and closes the rest.
+    Shared {
+        end: u32,
+        /// There is nothing below `end` but 0, 1, 2 and what is known to be close-on-exec: it need not be swept.
+        is_clean: bool,
+    },
     /// The kernel copies the whole table.
     Copied,
 }
@@ -179,14 +181,15 @@ pub(crate) struct Script {
     pub(crate) paths: Vec<CString>,
     /// They come from a list of directories: a relative one is not run, if it could be.
     pub(crate) searched: bool,
-    pub(crate) argv: Strings,
-    pub(crate) envp: Strings,
+    pub(crate) argv: Arc<Strings>,
+    pub(crate) envp: Arc<Strings>,
 }
 
 /// Strings with the array of pointers to them that execve(2) takes.
+#[derive(Default)]
 pub(crate) struct Strings {
     /// What `pointers` points into, each with its NUL.
-    _bytes: Vec<u8>,
+    bytes: Vec<u8>,
     pointers: Vec<*const c_char>,
 }
 
@@ -197,26 +200,39 @@ unsafe impl Sync for Strings {}
 
 impl Strings {
     /// Of `strings`, each written by `write` at the end of what it is given, without a NUL.
-    ///
-    /// One allocation for all of them: a program inherits dozens of variables.
-    pub(crate) fn new<T>(strings: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) -> Strings {
-        let (mut bytes, mut starts) = (Vec::with_capacity(STRINGS_BYTES), Vec::with_capacity(STRINGS));
+    pub(crate) fn new<T>(strings: impl IntoIterator<Item = T>, write: impl FnMut(&mut Vec<u8>, T)) -> Strings {
+        let mut new = Strings::default();
+        new.fill(strings, write);
+        new
+    }
+
+    /// As [`Strings::new`], in the place of what was there, and in its memory.
+    pub(crate) fn fill<T>(&mut self, strings: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) {
+        self.bytes.clear();
+        self.pointers.clear();
         for string in strings {
-            starts.push(bytes.len());
-            write(&mut bytes, string);
-            bytes.push(0);
+            // Where it starts, until the bytes do not move any more.
+            self.pointers.push(ptr::without_provenance(self.bytes.len()));
+            write(&mut self.bytes, string);
+            self.bytes.push(0);
         }
-        // Taken when the bytes do not move any more.
-        let base = bytes.as_ptr().cast::<c_char>();
-        let pointers = starts.into_iter().map(|start| base.wrapping_add(start)).chain([ptr::null()]).collect();
-        Strings { _bytes: bytes, pointers }
+        let base = self.bytes.as_ptr().cast::<c_char>();
+        for pointer in &mut self.pointers {
+            *pointer = base.wrapping_add(pointer.addr());
+        }
+        self.pointers.push(ptr::null());
+    }
+
+    /// How much memory it keeps.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 }
 
 impl std::fmt::Debug for Strings {
     /// Values of the environment are not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} strings", self.pointers.len() - 1)
+        write!(f, "{} strings", self.pointers.len().saturating_sub(1))
     }
 }
 
@@ -338,7 +354,7 @@ fn clone_on(stack: &Stack, order: &Order<'_>, published: &Published) -> io::Resu
     let manner = order.manner;
     let always = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::CLONE_CHILD_SETTID;
     let mut flags = always as u64 | manner.flags;
-    if matches!(manner.table, Table::SharedBelow(_)) {
+    if matches!(manner.table, Table::Shared { .. }) {
         flags |= libc::CLONE_FILES as u64;
     }
     let data = ptr::from_ref(order).cast();
@@ -532,10 +548,12 @@ unsafe extern "C" fn child_main(data: *const c_void) -> ! {
 fn prepare(order: &Order<'_>) -> Result<(), Mishap> {
     let Order { script, manner, .. } = order;
     // Before anything else that touches a descriptor: until then the table is the parent's.
-    own_table(manner.table).map_err(|errno| (AT_TABLE, errno, 0))?;
+    let is_clean = own_table(manner.table).map_err(|errno| (AT_TABLE, errno, 0))?;
     // Before anything is unblocked: a handler of the host would run here, in its memory.
     set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno, 0))?;
-    sweep(script.sweep).map_err(|errno| (AT_SWEEP, errno, 0))?;
+    if !is_clean {
+        sweep(script.sweep).map_err(|errno| (AT_SWEEP, errno, 0))?;
+    }
     fetch(script).map_err(|errno| (AT_FETCH, errno, 0))?;
     install(script).map_err(|(errno, fd)| (AT_DESCRIPTORS, errno, fd))?;
     for (i, act) in script.acts.iter().enumerate() {
@@ -550,13 +568,17 @@ fn sys(number: libc::c_long, args: [usize; 5]) -> Result<usize, i32> {
     check(unsafe { call(number, args) })
 }
 
-fn own_table(table: Table) -> Result<(), i32> {
-    let Table::SharedBelow(end) = table else {
-        return Ok(());
+/// Says whether it is clean.
+fn own_table(table: Table) -> Result<bool, i32> {
+    let Table::Shared { end, is_clean } = table else {
+        return Ok(false);
     };
     const CLOSE_RANGE_UNSHARE: usize = 2;
-    let closed = sys(libc::SYS_close_range, [end as usize, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0]);
-    closed.or_else(|_| sys(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0])).map(drop)
+    match sys(libc::SYS_close_range, [end as usize, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0]) {
+        Ok(_) => Ok(is_clean),
+        // All of it is copied, then.
+        Err(_) => sys(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0]).map(|_| false),
+    }
 }
 
 fn set_dispositions(script: &Script, manner: Manner) -> Result<(), i32> {

@@ -6,7 +6,7 @@ pub(crate) mod process;
 mod raw;
 pub(crate) mod sigwatch;
 
-use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -78,16 +78,48 @@ pub(crate) fn keep_open(fd: OwnedFd) -> RawFd {
     fd.into_raw_fd()
 }
 
-/// Whether this number is the null device, open for reading and writing. fstat(2), fcntl(2).
+/// Whether this number is a null device of ours, open for reading and writing. fcntl(2), fstat(2).
 pub(crate) fn is_null_device(fd: RawFd) -> bool {
     // SAFETY: any number may be asked; at worst the answer is EBADF. It is not kept beyond the calls.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    if owner(fd) == Some(MARK) {
+        return true;
+    }
+    // Where it cannot be marked, or somebody has taken the mark away.
     let is_null = rustix::fs::fstat(fd).is_ok_and(|stat| {
         let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device();
         is_device && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3)
     });
     let both_ways = |flags: rustix::fs::OFlags| flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDWR;
     is_null && rustix::fs::fcntl_getfl(fd).is_ok_and(both_ways)
+}
+
+/// Marks a null device so that one call tells whether a number still is what was opened here, for reading and writing: as the receiver of
+/// SIGIO, of which it sends none, it names somebody whom nobody else would name. fcntl(2).
+pub(crate) fn mark_null_device(fd: BorrowedFd<'_>) {
+    // SAFETY: F_SETOWN_EX reads one structure. Refused: the longer question is asked at each use.
+    unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &MARK) };
+}
+
+const F_SETOWN_EX: libc::c_int = 15;
+const F_GETOWN_EX: libc::c_int = 16;
+
+/// `struct f_owner_ex`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Owner {
+    kind: libc::c_int,
+    pid: libc::pid_t,
+}
+
+/// The first thread (`F_OWNER_TID`) of process 1, which is always there.
+const MARK: Owner = Owner { kind: 0, pid: 1 };
+
+fn owner(fd: BorrowedFd<'_>) -> Option<Owner> {
+    let mut owner = Owner { kind: 0, pid: 0 };
+    // SAFETY: F_GETOWN_EX writes one structure.
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &mut owner) };
+    (result == 0).then_some(owner)
 }
 
 /// What nothing works without, if it is missing: asked by calls about a descriptor that nobody can have. They imply `CLONE_PIDFD`, which
