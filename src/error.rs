@@ -96,6 +96,8 @@ pub enum Stage {
     ProcessGroup,
     /// The controlling terminal (`TIOCSCTTY`, `TIOCNOTTY`).
     Terminal,
+    /// `open` of `/dev/ptmx`, and what makes a terminal of it.
+    PseudoTerminal,
     /// `tcsetpgrp`.
     Foreground,
     /// `unshare`.
@@ -155,6 +157,7 @@ impl Stage {
             Stage::Session => "start a session",
             Stage::ProcessGroup => "set the process group",
             Stage::Terminal => "set the controlling terminal",
+            Stage::PseudoTerminal => "open a pseudo-terminal",
             Stage::Foreground => "move to the foreground",
             Stage::Namespaces => "unshare namespaces",
             Stage::IdMaps => "write the id maps",
@@ -355,10 +358,11 @@ impl Error {
         self.0.source.as_ref().and_then(io::Error::raw_os_error)
     }
 
-    /// Whether a retry may succeed without any change: no descriptors, no process slots, no memory, a busy program file.
+    /// Whether a retry may succeed without any change: no descriptors, no process slots, no memory, no pseudo-terminals, a busy program file.
     pub fn is_transient(&self) -> bool {
         matches!(self.0.kind, ErrorKind::NoDescriptors | ErrorKind::NoProcessSlots | ErrorKind::NoMemory)
             || self.raw_os_error() == Some(libc::ETXTBSY)
+            || (self.0.stage, self.raw_os_error()) == (Some(Stage::PseudoTerminal), Some(libc::ENOSPC))
     }
 
     fn io_kind(&self) -> io::ErrorKind {

@@ -41,6 +41,7 @@ mod stats;
 mod stdio;
 mod sys;
 mod tell;
+mod terminal;
 mod timer;
 mod token;
 mod trace;
@@ -63,6 +64,7 @@ pub use signal::Signal;
 pub use spawn::{Capabilities, capabilities, init, raise_nofile};
 pub use stats::{Histogram, Latency, Stats};
 pub use stdio::{ChildStderr, ChildStdin, ChildStdout, Limit, Stdio};
+pub use terminal::{ChildTerminal, Terminal};
 
 /// The project's documents, for reading here and, as tests, for compiling their code.
 #[cfg(any(doc, doctest))]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{SOON, Scratch, children_of_ours, eventually, in_own_process, sh, skip, spawn_ready};
 use pidloop::{
     Cancel, Command, Context, Driver, Error, ErrorKind, Exit, IoPriority, Limit, Namespace, Reactor, Resource,
-    Scheduler, Signal, Stage, Stdio,
+    Scheduler, Signal, Stage, Stdio, Terminal,
 };
 
 const MOMENT: Duration = Duration::from_millis(30);
@@ -271,6 +271,7 @@ fn of_the_sandbox(made: &mut Made) {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     refuse(libc::SYS_ioctl, libc::EPERM);
     made.ran("status lost", &mut sh("exit 3"));
+    made.spawned("no pseudo-terminal", program().terminal(&Terminal::new()));
     refuse(libc::SYS_clone3, libc::ENOMEM);
     made.spawned("no memory", &mut program());
 }

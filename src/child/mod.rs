@@ -22,6 +22,7 @@ use crate::reactor::start::{Defaults, Manner, start};
 use crate::signal::Signal;
 use crate::spawn::Busy;
 use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
+use crate::terminal::ChildTerminal;
 
 /// How long a busy program file (`ETXTBSY`) is tried again.
 const BUSY: Busy = Busy::Sleep { at_most: Duration::from_millis(50) };
@@ -301,6 +302,21 @@ impl Child {
     /// The read end of its piped stderr; once.
     pub fn take_stderr(&self) -> Option<ChildStderr> {
         self.cell.take_piped(2).map(ChildStderr::from)
+    }
+
+    /// Our end of its terminal ([`Command::terminal`]); once. `None` if it has none, and if the library reads it.
+    pub fn take_terminal(&self) -> Option<ChildTerminal> {
+        self.cell.take_terminal().map(ChildTerminal::from)
+    }
+
+    /// Changes the size of a terminal that was not taken; the child's foreground group gets SIGWINCH if it is another one. `TIOCSWINSZ`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) if it has no terminal, or that was taken, or it is done with; what
+    /// `ioctl(2)` says.
+    pub fn resize_terminal(&self, rows: u16, columns: u16) -> Result<()> {
+        self.cell.resize_terminal(rows, columns)
     }
 
     /// A duplicate of its pidfd, for other loops to poll. To reap it through that takes the status from us.

@@ -24,6 +24,7 @@ use crate::signal::Signal;
 use crate::spawn::{self, Options, Strings};
 use crate::stdio::{Kind, Stdio};
 use crate::sys::is_open;
+use crate::terminal::Terminal;
 
 /// How much of a command line errors and logs show, and each running child keeps.
 const LABEL_MAX_BYTES: usize = 1024;
@@ -67,6 +68,8 @@ pub struct Command {
     pub(crate) group: bool,
     pub(crate) cgroup_scope: Option<CgroupScope>,
     pub(crate) leftovers: Leftovers,
+    /// A terminal of its own.
+    pub(crate) terminal: Option<Terminal>,
     /// The pipeline's group.
     pub(crate) job: Option<Arc<Job>>,
     label: OnceLock<Arc<str>>,
@@ -250,6 +253,7 @@ impl Command {
             group: false,
             cgroup_scope: None,
             leftovers: Leftovers::default(),
+            terminal: None,
             job: None,
             label: OnceLock::new(),
             argv: OnceLock::new(),
@@ -344,6 +348,34 @@ impl Command {
     /// Where stderr goes. Unless set: inherited by `spawn`, `status` and `run`, captured by `output`, as in std.
     pub fn stderr(&mut self, stdio: impl Into<Stdio>) -> &mut Command {
         self.stdio[2] = Some(stdio.into());
+        self
+    }
+
+    /// Gives the child a pseudo-terminal of its own: its controlling terminal, in a session of its own, and each of its streams that is not
+    /// set. Each spawn makes a new one.
+    ///
+    /// Who has the other end is said by [`Terminal::output`]: the caller, who takes it ([`Child::take_terminal`](crate::Child::take_terminal)), or the
+    /// library. If it is the library and nothing is [typed](Terminal::typed) a stdin that is not set is null: nobody would ever type.
+    ///
+    /// The stream ends when nobody has the terminal open any more; what was written before the child's end is there to be read after it. Its
+    /// [`wait_delay`](Command::wait_delay), [`Exit::held_open`](crate::Exit::held_open) and limits are those of a pipe for stdout. The session's
+    /// foreground group gets SIGHUP when the child ends, and when our last end is closed: by dropping a [`Child`](crate::Child) whose
+    /// terminal nobody took, too.
+    ///
+    /// ```
+    /// use pidloop::{Command, Terminal};
+    ///
+    /// let output = Command::new("sh").args(["-c", "stty size; tty"]).terminal(Terminal::new().size(40, 120)).output()?;
+    /// assert_eq!(output.stdout, b"not a tty\r\n");           // nobody types: its stdin is null
+    /// let output = Command::new("stty").arg("size").terminal(Terminal::new().size(40, 120).typed("")).output()?;
+    /// assert!(output.stdout.starts_with(b"40 120\r\n"));
+    /// # Ok::<(), pidloop::Error>(())
+    /// ```
+    ///
+    /// A terminal that cannot be had (no `/dev/ptmx`, `kernel.pty.max`, no descriptors) fails the spawn, in
+    /// [`Stage::PseudoTerminal`](crate::Stage::PseudoTerminal).
+    pub fn terminal(&mut self, terminal: &Terminal) -> &mut Command {
+        self.terminal = Some(terminal.clone());
         self
     }
 
@@ -468,12 +500,16 @@ impl Command {
             })
         };
         let alone = !self.group && self.cgroup_scope.is_none();
-        self.contexts.is_empty() && self.timeout.is_none() && alone && !self.stdio.iter().any(needs_reading)
+        self.terminal.is_none()
+            && self.contexts.is_empty()
+            && self.timeout.is_none()
+            && alone
+            && !self.stdio.iter().any(needs_reading)
     }
 
     /// Whether it says itself which process group it is in.
     pub(crate) fn has_group(&self) -> bool {
-        self.options.group.is_some() || self.options.session || self.cgroup_scope.is_some()
+        self.options.group.is_some() || self.options.session || self.cgroup_scope.is_some() || self.terminal.is_some()
     }
 
     /// What `execve` takes, or why it cannot; made once.

@@ -360,6 +360,18 @@ impl Command {
         if let Some(number) = unknown {
             return Some(format!("its terminal is to be descriptor {number}, which it does not get"));
         }
+        if let Some(terminal) = &self.terminal {
+            let why = match () {
+                () if options.terminal.is_some() => Some("it has a terminal of its own"),
+                () if options.foreground.is_some() => Some("in a terminal of its own it is in the foreground already"),
+                () if matches!(options.group, Some(Group::Join(_))) => {
+                    Some("a terminal of its own needs a new session")
+                }
+                () if self.stdio.iter().all(Option::is_some) => Some("none of its streams is its terminal"),
+                () => terminal.complaint(),
+            };
+            return why.map(Into::into);
+        }
         let why = if options.session && matches!(options.group, Some(Group::Join(_))) {
             "a new session has a new process group"
         } else if options.terminal.as_ref().is_some_and(takes) && !options.session {

@@ -149,6 +149,13 @@ impl Drop for Permit {
 impl Copier {
     // ── for the child's cell ──
 
+    /// Before anything is copied.
+    pub(crate) fn is_of_terminal(&self) {
+        if let Some(end) = &mut self.0.ours().end {
+            end.terminal = true;
+        }
+    }
+
     /// The exit was seen: everything the child wrote is in the pipe by now, or with the thread.
     pub(crate) fn note_owed(&self) {
         if let Some(end) = &mut self.0.ours().end {

@@ -26,6 +26,9 @@ const READ_MAX_BYTES: usize = 1 << 20;
 /// A read of this much found the pipe full: the writer is faster than we come round.
 const PIPE_FULL_BYTES: usize = 64 << 10;
 
+/// More than the buffers of a terminal hold.
+const TERMINAL_MAX_BYTES: usize = 64 << 10;
+
 /// What moving bytes through a pipe came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pumped {
@@ -58,6 +61,8 @@ struct Source<F> {
     fd: F,
     /// Since the exit was seen: how many bytes in the pipe the child itself may have written.
     owed_bytes: Option<usize>,
+    /// Our end of a terminal.
+    terminal: bool,
     /// It is as large as it may get.
     enlarged: bool,
     /// Read, and not counted yet.
@@ -66,7 +71,7 @@ struct Source<F> {
 
 impl<F: AsFd> Source<F> {
     fn new(fd: F) -> Source<F> {
-        Source { fd, owed_bytes: None, enlarged: false, uncounted_bytes: 0 }
+        Source { fd, owed_bytes: None, terminal: false, enlarged: false, uncounted_bytes: 0 }
     }
 
     /// `read` reads from the descriptor once, and says how much.
@@ -86,6 +91,11 @@ impl<F: AsFd> Source<F> {
 
     /// The exit was seen: everything the child wrote is in the pipe by now.
     fn note_owed(&mut self) {
+        if self.terminal {
+            // The kernel counts only what has got through to our side: all is what can be read before it says that there is no more.
+            self.owed_bytes = Some(TERMINAL_MAX_BYTES);
+            return;
+        }
         let bytes = rustix::io::ioctl_fionread(&self.fd).unwrap_or(0);
         self.owed_bytes = Some(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
@@ -122,6 +132,10 @@ pub(crate) struct Capture {
 impl Capture {
     pub(crate) fn new(fd: OwnedFd, limit: Option<Limit>) -> Capture {
         Capture { source: Source::new(fd), sink: Sink::new(limit) }
+    }
+
+    pub(crate) fn is_of_terminal(&mut self) {
+        self.source.terminal = true;
     }
 
     /// For a consumer, as it comes.

@@ -26,6 +26,7 @@ use crate::signal::Signal;
 use crate::spawn::Busy;
 use crate::stats::Stats;
 use crate::stdio::{ChildStderr, ChildStdin, ChildStdout};
+use crate::terminal::ChildTerminal;
 pub use crate::token::ChildId;
 
 /// How often a busy program file is tried again without sleeping.
@@ -234,6 +235,20 @@ impl Reactor {
     /// The read end of its piped stderr; once.
     pub fn take_stderr(&mut self, id: ChildId) -> Option<ChildStderr> {
         find(&self.core, id).ok()?.take_piped(2).map(ChildStderr::from)
+    }
+
+    /// Our end of its terminal, as [`Child::take_terminal`](crate::Child::take_terminal); once.
+    pub fn take_terminal(&mut self, id: ChildId) -> Option<ChildTerminal> {
+        find(&self.core, id).ok()?.take_terminal().map(ChildTerminal::from)
+    }
+
+    /// As [`Child::resize_terminal`](crate::Child::resize_terminal).
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::resize_terminal`](crate::Child::resize_terminal); [`ErrorKind::NoSuchChild`] if it was reported already.
+    pub fn resize_terminal(&self, id: ChildId, rows: u16, columns: u16) -> Result<()> {
+        find(&self.core, id)?.resize_terminal(rows, columns)
     }
 
     /// Its process id, until it is reported.

@@ -21,8 +21,9 @@ use crate::process::Membership;
 use crate::scope::Scope;
 use crate::spawn::{self, BUSY_PAUSE, Born, Busy, Group, Options, Plan, Source};
 use crate::spawner::{Job, Ticket};
-use crate::stdio::{Claim, Kind, OneShot};
+use crate::stdio::{Claim, Kind, OneShot, Stdio};
 use crate::tell::{Level, tell};
+use crate::terminal::Terminal;
 use crate::token::Token;
 use crate::trace::Span;
 
@@ -167,11 +168,16 @@ fn deadline(command: &Command, entered_at: Instant) -> Option<Instant> {
 /// Makes what connects the child with us, and whom its stops reach.
 fn wire(place: &Place, command: &Command, manner: Manner) -> Result<Wires> {
     let cell = &place.cell;
-    let mut wires = Wires::new(manner.defaults.streams(command), cell.core.live() > CROWD)?;
+    let mut wires = Wires::new(command, manner.defaults, cell.core.live() > CROWD)?;
     let mut extra = extra(command, &mut wires, deadline(command, place.entered_at));
     let territory = Territory::new(command)?;
     let scope = territory.scope;
     wires.options = territory.settle(command, &mut extra);
+    if let Some(number) = wires.controlling_terminal() {
+        let options = wires.options.get_or_insert_with(|| command.options.clone());
+        options.session = true;
+        options.terminal = Some(spawn::Terminal::Take(number));
+    }
     if extra.is_some() || scope != Scope::Child {
         cell.equip(scope, extra);
         cell.attach_queues();
@@ -413,13 +419,10 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
         wait_delay: command.wait_delay,
         leftovers: command.leftovers,
         membership: command.job.clone().map(Membership::new),
-        reasons: wires
-            .piped
-            .iter()
-            .skip(1)
-            .any(Option::is_some)
-            .then(|| Reasons { contexts: command.contexts.clone(), deadline }),
+        reasons: wires.may_be_read_later().then(|| Reasons { contexts: command.contexts.clone(), deadline }),
         piped: std::mem::take(&mut wires.piped),
+        untaken_terminal: wires.untaken_terminal.take(),
+        terminal: wires.terminal.take(),
         feed: wires.feed.take(),
         captures: std::mem::take(&mut wires.captures),
         copiers: wires.copiers(),
@@ -431,6 +434,11 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
 struct Wires {
     theirs: [End; 3],
     piped: [Option<OwnedFd>; 3],
+    /// Our end of its terminal: the caller's, or ours.
+    untaken_terminal: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    /// The terminal's ends, to be used in place of a pipe's.
+    prepared: Option<(OwnedFd, OwnedFd)>,
     feed: Option<Feed>,
     captures: [Option<Capture>; 2],
     standbys: [Option<Standby>; 3],
@@ -447,23 +455,95 @@ enum End {
     Given(Arc<OwnedFd>),
     Ours(RawFd),
     SameAsStdout,
+    /// Its terminal.
+    Terminal(Arc<OwnedFd>),
 }
 
 impl Wires {
-    fn new(streams: [Kind; 3], crowded: bool) -> Result<Wires> {
+    fn new(command: &Command, defaults: Defaults, crowded: bool) -> Result<Wires> {
         let mut wires = Wires {
             theirs: [End::Inherit, End::Inherit, End::Inherit],
             piped: [None, None, None],
+            untaken_terminal: None,
+            terminal: None,
+            prepared: None,
             feed: None,
             captures: [None, None],
             standbys: [None, None, None],
             crowded,
             options: None,
         };
-        for (which, stream) in streams.into_iter().enumerate() {
-            wires.theirs[which] = wires.connect(which, stream)?;
+        let terminal = match &command.terminal {
+            Some(terminal) => Some(Arc::new(wires.open_terminal(terminal, command, defaults)?)),
+            None => None,
+        };
+        for (which, stream) in defaults.streams(command).into_iter().enumerate() {
+            let unset = command.stdio[which].is_none();
+            wires.theirs[which] = match &terminal {
+                // Nobody would ever type.
+                Some(_) if unset && which == 0 && wires.untaken_terminal.is_none() && wires.feed.is_none() => End::Null,
+                Some(terminal) if unset => End::Terminal(terminal.clone()),
+                _ => wires.connect(which, stream)?,
+            };
+        }
+        if terminal.is_some() && wires.controlling_terminal().is_none() {
+            return Err(Error::new(ErrorKind::InvalidInput).saying("none of its streams is its terminal"));
         }
         Ok(wires)
+    }
+
+    /// The child's number of it.
+    fn controlling_terminal(&self) -> Option<RawFd> {
+        let number = self.theirs.iter().position(|end| matches!(end, End::Terminal(_)))?;
+        Some(number as RawFd)
+    }
+
+    /// Opens its terminal and connects our end; returns the child's.
+    fn open_terminal(&mut self, terminal: &Terminal, command: &Command, defaults: Defaults) -> Result<OwnedFd> {
+        let (ours, theirs) = terminal.open()?;
+        let ours = self.out_of_the_way(ours);
+        let theirs = if theirs.as_raw_fd() < 3 { spawn::raise(theirs) } else { theirs };
+        let keystrokes = terminal.keystrokes();
+        let output = match (&terminal.output, defaults) {
+            (Some(output), _) => output.0.clone(),
+            (None, Defaults::Inherit) => Kind::Piped,
+            (None, Defaults::Capture | Defaults::Combine) => Kind::Captured(None),
+        };
+        let is_fed = matches!(command.stdio[0], Some(Stdio(Kind::Bytes(_))));
+        let is_read =
+            !matches!(&command.stdio[1], None | Some(Stdio(Kind::Null | Kind::Inherit | Kind::Fd(_) | Kind::Ours(_))));
+        let is_callers = matches!(output, Kind::Piped);
+        let why = match () {
+            () if keystrokes.is_some() && is_callers => "the keyboard of its terminal is the caller's",
+            () if keystrokes.is_some() && is_fed => "it is typed to, and its stdin is fed as well",
+            () if is_read && !is_callers => "of its terminal and its stdout only one can be read here",
+            () => "",
+        };
+        if !why.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidInput).saying(why));
+        }
+        if is_callers {
+            self.untaken_terminal = Some(ours);
+            return Ok(theirs);
+        }
+        let once_more = || ours.try_clone().map(|fd| self.out_of_the_way(fd)).map_err(streams);
+        let (read, typed) = (once_more()?, keystrokes.is_some().then(once_more).transpose()?);
+        pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
+        if let (Some(typed), Some(keystrokes)) = (typed, keystrokes) {
+            self.feed = Some(Feed::new(typed, keystrokes));
+        }
+        self.terminal = Some(ours);
+        self.prepared = Some((read, theirs));
+        let End::Made(theirs) = self.connect(1, output)? else {
+            return Err(Error::new(ErrorKind::InvalidInput).saying("the output of its terminal"));
+        };
+        if let Some(capture) = &mut self.captures[0] {
+            capture.is_of_terminal();
+        }
+        if let Some(standby) = &self.standbys[1] {
+            standby.copier().is_of_terminal();
+        }
+        Ok(theirs)
     }
 
     fn connect(&mut self, which: usize, stream: Kind) -> Result<End> {
@@ -517,7 +597,10 @@ impl Wires {
     }
 
     /// (our end, the child's end).
-    fn pipe(&self, which: usize) -> Result<(OwnedFd, OwnedFd)> {
+    fn pipe(&mut self, which: usize) -> Result<(OwnedFd, OwnedFd)> {
+        if let Some(ends) = self.prepared.take() {
+            return Ok(ends);
+        }
         let (read, write) = pipe::pipe().map_err(streams)?;
         let (ours, theirs) = if which == 0 { (write, read) } else { (read, write) };
         Ok((self.out_of_the_way(ours), if theirs.as_raw_fd() < 3 { spawn::raise(theirs) } else { theirs }))
@@ -527,8 +610,15 @@ impl Wires {
         if self.crowded || fd.as_raw_fd() < 3 { spawn::raise(fd) } else { fd }
     }
 
+    /// Whether output that is the caller's may be asked for after the end.
+    fn may_be_read_later(&self) -> bool {
+        self.untaken_terminal.is_some() || self.piped[1..].iter().any(Option::is_some)
+    }
+
     fn any(&self) -> bool {
         self.feed.is_some()
+            || self.untaken_terminal.is_some()
+            || self.terminal.is_some()
             || self.piped.iter().any(Option::is_some)
             || self.captures.iter().any(Option::is_some)
             || self.standbys.iter().any(Option::is_some)
@@ -547,7 +637,7 @@ impl Wires {
             End::Inherit => Source::Inherit,
             End::Null => Source::Null,
             End::Made(fd) => Source::Fd(fd.as_fd()),
-            End::Given(fd) => Source::Fd(fd.as_fd()),
+            End::Given(fd) | End::Terminal(fd) => Source::Fd(fd.as_fd()),
             End::Ours(number) => Source::Ours(*number),
             End::SameAsStdout => Source::SameAsStdout,
         })

@@ -143,6 +143,7 @@ impl Cell {
         // As long as its output was read, somebody whom it left behind may have read its input.
         if let Some(extra) = &mut life.extra {
             extra.close_stdin(&self.core);
+            extra.terminal = None;
         }
         if life.extra.as_deref().is_some_and(Extra::tells_more) {
             life.exit = Some(self.make_exit(life));

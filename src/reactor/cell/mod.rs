@@ -187,6 +187,10 @@ pub(crate) struct Extra {
     pub(crate) membership: Option<Membership>,
     /// The ends of pipes that the caller may still take: stdin, stdout, stderr.
     pub(crate) piped: [Option<OwnedFd>; 3],
+    /// Our end of its terminal, that the caller may still take.
+    pub(crate) untaken_terminal: Option<OwnedFd>,
+    /// The same, if it is ours: kept while its output is read, for its size, and since closing the last one hangs up.
+    pub(crate) terminal: Option<OwnedFd>,
     pub(crate) feed: Option<Feed>,
     /// Why the reading of those may be ended, should it begin only after the death.
     pub(crate) reasons: Option<Reasons>,

@@ -116,6 +116,7 @@ impl Cell {
         let reasons = self.with(|life| {
             let reasons = life.extra.as_mut().and_then(|extra| {
                 extra.piped = [None, None, None];
+                extra.untaken_terminal = None;
                 extra.results = [None, None];
                 extra.captures.iter_mut().flatten().for_each(Capture::discard);
                 extra.reasons.take()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{After, Cell, Life, Reasons, Teller};
 use crate::cause::Cause;
-use crate::error::{Error, Result, Stage};
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::events::EventKind;
 use crate::exit::{Captured, Server, Stream, Unserved};
 use crate::lifecycle::Event;
@@ -17,6 +17,7 @@ use crate::queue::QueueEnd;
 use crate::reactor::core::fired;
 use crate::reactor::stop::Delay;
 use crate::stdio::Limit;
+use crate::terminal;
 use crate::timer::Clock;
 use crate::token::Kind;
 
@@ -238,6 +239,22 @@ impl Cell {
         if self.core.is_ours() { self.lock().extra.as_mut()?.piped[which].take() } else { None }
     }
 
+    /// Our end of its terminal, if it is the caller's and nobody has taken it yet.
+    pub(crate) fn take_terminal(&self) -> Option<OwnedFd> {
+        if self.core.is_ours() { self.lock().extra.as_mut()?.untaken_terminal.take() } else { None }
+    }
+
+    pub(crate) fn resize_terminal(&self, rows: u16, columns: u16) -> Result<()> {
+        self.core.check_ours()?;
+        let life = self.lock();
+        let ends = life.extra.as_ref().map(|extra| [&extra.terminal, &extra.untaken_terminal]);
+        let Some(end) = ends.into_iter().flatten().find_map(Option::as_ref) else {
+            return Err(self.error(ErrorKind::InvalidInput).saying("it has no terminal here, or no more"));
+        };
+        terminal::resize(end.as_fd(), rows, columns)
+            .map_err(|e| self.error(ErrorKind::Io).saying("could not resize its terminal").because(e))
+    }
+
     /// Lets the loop read the piped ends that nobody took, as std's `wait_with_output` does.
     pub(crate) fn capture_piped(self: &Arc<Cell>) -> Result<()> {
         self.core.check_ours()?;
@@ -245,7 +262,13 @@ impl Cell {
             let Some(extra) = &mut life.extra else {
                 return Ok(Vec::new());
             };
-            let [_, stdout, stderr] = std::mem::take(&mut extra.piped);
+            let [_, mut stdout, stderr] = std::mem::take(&mut extra.piped);
+            let is_terminal = stdout.is_none() && extra.captures[0].is_none() && extra.untaken_terminal.is_some();
+            if is_terminal {
+                // Once more, if there is a number left: the child may close it, and not want to be hung up by that.
+                stdout = extra.untaken_terminal.take();
+                extra.terminal = stdout.as_ref().and_then(|fd| fd.try_clone().ok());
+            }
             if stdout.is_none() && stderr.is_none() {
                 return Ok(Vec::new());
             }
@@ -254,7 +277,7 @@ impl Cell {
                 self.reopen(life, reasons.as_ref());
             }
             // What fails is closed; the rest is read.
-            let added = self.add_capture(life, 0, stdout).and(self.add_capture(life, 1, stderr));
+            let added = self.add_capture(life, 0, stdout, is_terminal).and(self.add_capture(life, 1, stderr, false));
             if life.exit.is_some() && !life.waits_for_streams() {
                 self.cut(life);
             }
@@ -281,12 +304,21 @@ impl Cell {
         }
     }
 
-    pub(super) fn add_capture(&self, life: &mut Life, which: usize, fd: Option<OwnedFd>) -> Result<()> {
+    pub(super) fn add_capture(
+        &self,
+        life: &mut Life,
+        which: usize,
+        fd: Option<OwnedFd>,
+        is_terminal: bool,
+    ) -> Result<()> {
         let (Some(fd), Some(extra)) = (fd, &mut life.extra) else {
             return Ok(());
         };
         crate::pipe::set_nonblocking(fd.as_fd()).map_err(|e| Error::os(Stage::Streams, e).of(&*self.label))?;
         let mut capture = Capture::new(fd, None::<Limit>);
+        if is_terminal {
+            capture.is_of_terminal();
+        }
         if let Some(token) = life.token {
             let kind = [Kind::Stdout, Kind::Stderr][which];
             self.core.register_readable(capture.as_fd(), token.of_kind(kind))?;
