@@ -16,6 +16,7 @@ compile_error!("pidloop is for Linux 5.4 or later: it stands on pidfds and epoll
 #[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_pointer_width = "64")))]
 compile_error!("pidloop makes the system calls of x86_64 and aarch64 alone, with pointers of 64 bits");
 
+mod adopt;
 mod async_io;
 mod cause;
 mod cgroup;
@@ -46,6 +47,7 @@ mod timer;
 mod token;
 mod trace;
 
+pub use adopt::Adopt;
 pub use async_io::{AsyncReader, AsyncWriter};
 pub use cause::{Cause, Reason};
 pub use child::{Child, Children, Pipefail, Pipeline, PipelineExit, PipelineOutput};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -14,7 +14,7 @@ use crate::exit::Usage;
 use crate::scope::Scope;
 use crate::signal::Signal;
 use crate::sys::process as sys;
-pub(crate) use crate::sys::process::WaitMode;
+pub(crate) use crate::sys::process::{Foreign, WaitMode, look_at_foreign};
 
 /// How the kernel says a child ended.
 #[derive(Debug)]
@@ -128,6 +128,42 @@ pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
 pub(crate) fn wait_readable(pidfd: BorrowedFd<'_>, timeout: Option<Timespec>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     matches!(poll(&mut fds, timeout.as_ref()), Ok(n) if n > 0)
+}
+
+/// What a descriptor names that somebody calls a pidfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    Process(u32),
+    /// A process that is reaped, or that has no number in our PID namespace.
+    Gone,
+    Thread,
+    /// It is none.
+    Nothing,
+}
+
+/// By the descriptor's entry in /proc. proc(5), pidfd_open(2).
+pub(crate) fn named_by(pidfd: BorrowedFd<'_>) -> Named {
+    // `PIDFD_THREAD` (Linux 6.9).
+    let of_thread = rustix::fs::fcntl_getfl(pidfd).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::EXCL));
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i64>().ok());
+    match number.map(u32::try_from) {
+        None => Named::Nothing,
+        Some(_) if of_thread => Named::Thread,
+        Some(Ok(pid)) if pid > 0 => Named::Process(pid),
+        Some(_) => Named::Gone,
+    }
+}
+
+/// Whether it is a child of this process that nobody has reaped.
+pub(crate) fn is_our_child(pidfd: BorrowedFd<'_>) -> bool {
+    !matches!(sys::wait(pidfd, WaitMode::PollAndLeave), Ok(sys::Waited::Stolen) | Err(_))
+}
+
+/// Whether the process of this number is the leader of a process group.
+pub(crate) fn leads_group(pid: u32) -> bool {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    number.is_some_and(|number| rustix::process::getpgid(Some(number)) == Ok(number))
 }
 
 /// Whether a child that is not reaped has executed its program, by the kernel's flag of one that has not. Where that cannot be seen: no.

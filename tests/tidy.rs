@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 10] = [
     &["process", "pipe", "helpers", "spawner", "stdio", "terminal", "queue", "events", "trace"],
     &["spawn", "cgroup"],
     &["context", "stats"],
-    &["command"],
+    &["command", "adopt"],
     &["reactor"],
     &["driver"],
     &["async_io", "child"],

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::pipeline::{Children, Pipefail, Pipeline, PipelineExit, PipelineOutput};
+use crate::adopt::Adopt;
 use crate::cause::Cause;
 use crate::command::Command;
 use crate::driver::{Driver, default_core};
 use crate::error::{Error, Result};
 use crate::exit::{Captured, Exit, Output, Verdict};
+use crate::reactor::adopt;
 use crate::reactor::cell::Cell;
 use crate::reactor::core::Core;
 use crate::reactor::start::{Defaults, Manner, start};
@@ -211,9 +213,32 @@ impl Driver {
     pub fn spawn(&self, command: &Command) -> Result<Child> {
         spawn(self.core(), command)
     }
+
+    /// As [`Child::adopt`], on this driver.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::adopt`], and as [`Driver::spawn`].
+    pub fn adopt(&self, process: &Adopt) -> Result<Child> {
+        adopt(self.core(), process).map(|(cell, _)| Child { cell })
+    }
 }
 
 impl Child {
+    /// Watches a process that other code has started, on the default driver: contexts, deadline and every call here work as for a child that
+    /// was spawned. Its times count from now on.
+    ///
+    /// A process that is dead already is fine: its end is told. One that the library started itself has an owner, whose status would be taken.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a descriptor that is no pidfd, one of a thread, or of this process itself,
+    /// and with [`Adopt::group`] for a process that leads none; [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors): a duplicate
+    /// of the pidfd is kept until it is dead. Nothing has happened to the process then.
+    pub fn adopt(process: &Adopt) -> Result<Child> {
+        adopt(default_core()?, process).map(|(cell, _)| Child { cell })
+    }
+
     /// Its process id, for display: once it has been waited for the number may be somebody else's.
     pub fn id(&self) -> u32 {
         self.cell.pid()

@@ -1,6 +1,7 @@
 //! The loop that a caller turns: children by id, one descriptor for an outer loop. Knows no thread; the folder is the only place
 //! that names mio.
 
+mod adopt;
 pub(crate) mod cell;
 pub(crate) mod core;
 pub(crate) mod port;
@@ -12,10 +13,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::adopt::adopt;
 use self::cell::Cell;
 use self::core::Core;
 use self::start::{Defaults, Manner, start};
 pub(crate) use self::turn::{Inbox, Loop};
+use crate::adopt::Adopt;
 use crate::cause::Cause;
 use crate::command::Command;
 use crate::error::{Error, ErrorKind, Result};
@@ -129,6 +132,15 @@ impl Reactor {
     /// As [`Command::spawn`]; a program file that is being written (`ETXTBSY`) is tried three times without sleeping.
     pub fn spawn(&mut self, command: &Command) -> Result<ChildId> {
         spawn(&self.core, command)
+    }
+
+    /// Watches a process that other code has started, as [`Child::adopt`](crate::Child::adopt).
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::adopt`](crate::Child::adopt).
+    pub fn adopt(&mut self, process: &Adopt) -> Result<ChildId> {
+        adopt(&self.core, process).map(|(_, token)| ChildId(token))
     }
 
     /// Waits at most `timeout` (`None`: for ever) until something happens, and deals with it: exits, contexts, deadlines,
@@ -316,6 +328,15 @@ impl Remote {
 
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// As [`Reactor::adopt`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::adopt`].
+    pub fn adopt(&self, process: &Adopt) -> Result<ChildId> {
+        adopt(&self.core, process).map(|(_, token)| ChildId(token))
     }
 
     /// As [`Reactor::signal`].

@@ -108,13 +108,39 @@ fn usage(r: &libc::rusage) -> Usage {
 
 /// The status of a process that somebody else reaped, from `PIDFD_GET_INFO` (Linux 6.15); `None` where the kernel does not keep it.
 pub(crate) fn status_after_theft(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
+    exit_info(pidfd).ok().flatten()
+}
+
+fn exit_info(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     // SAFETY: plain data for which all zeros is a value.
     let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
     info.mask = libc::PIDFD_INFO_EXIT.into();
     // SAFETY: ioctl(2), PIDFD_GET_INFO writes at most the size that is part of its number into `info`.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO as _, ptr::from_mut(&mut info)) };
-    let known = result == 0 && info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0;
-    known.then(|| ExitStatus::from_raw(info.exit_code))
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let is_known = info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0;
+    Ok(is_known.then(|| ExitStatus::from_raw(info.exit_code)))
+}
+
+/// What is known of a process that is somebody else's child, and dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Foreign {
+    /// Its parent has reaped it.
+    Reaped(Option<ExitStatus>),
+    /// A zombie, of which the kernel does not tell yet.
+    Zombie,
+}
+
+/// By `PIDFD_GET_INFO`: the status is there when the parent has reaped it (Linux 6.15). ioctl(2).
+pub(crate) fn look_at_foreign(pidfd: BorrowedFd<'_>) -> Foreign {
+    match exit_info(pidfd) {
+        Ok(None) => Foreign::Zombie,
+        Ok(status) => Foreign::Reaped(status),
+        // Before 6.13 there is no such call, before 6.15 it knows nobody who is gone.
+        Err(_) => Foreign::Reaped(None),
+    }
 }
 
 /// `pidfd_send_signal(2)`, to the process. `ESRCH` if it is reaped.

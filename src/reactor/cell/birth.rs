@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{After, CALL_GRACE, Call, Cell, Extra, Life, Owner};
+use super::{After, CALL_GRACE, Call, Cell, Extra, Kin, Life, Owner};
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
@@ -122,6 +122,24 @@ impl Cell {
     fn note_birth(&self, life: &mut Life) {
         self.core.recorder.spawned.increment();
         self.emit(life, || EventKind::Spawned);
+    }
+
+    /// A process that runs already is handed to the loop. If that fails it is left alone.
+    pub(crate) fn adopted(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, kin: Kin) -> Result<()> {
+        self.pid.store(pid, Ordering::Relaxed);
+        self.with(|life| {
+            (life.pidfd, life.kin, life.owner) = (Some(pidfd), kin, Owner::Reactor);
+            if let Err(error) = self.watch(life) {
+                (life.owner, life.phase) = (Owner::Nobody, Phase::Done);
+                return Err(error);
+            }
+            self.note_birth(life);
+            // A reason that came up since it was entered has found nobody to stop.
+            if life.pending.is_some() {
+                self.feed(life, Event::Stop);
+            }
+            Ok(())
+        })
     }
 
     /// Ends a child that nobody is told of. It is awaited without the lock: a loop that looks at it would wait, too.

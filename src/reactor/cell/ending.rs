@@ -1,17 +1,20 @@
 //! The death: seen, reaped, published; and the place given back. The one reaper at a time is whoever the cell calls its owner.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{After, CALL_GRACE, Call, Cell, Death, Extra, Life, Owner};
+use super::{After, CALL_GRACE, Call, Cell, Death, Extra, Kin, Life, Owner};
 use crate::events::EventKind;
 use crate::exit::{Ending, Exit, HeldOpen};
 use crate::lifecycle::Event;
-use crate::process::{self, Reaped, WaitMode};
+use crate::process::{self, Foreign, Reaped, WaitMode};
 use crate::reactor::stop::Delay;
 use crate::signal::Signal;
 use crate::tell::Level;
 use crate::timer::Clock;
+
+/// How long the parent of a process that is somebody else's child has to reap it: only then its status is known.
+const FOREIGN_GRACE: Duration = Duration::from_millis(500);
 
 impl Cell {
     /// Reaps a child that the caller owns, if it is dead.
@@ -27,6 +30,9 @@ impl Cell {
             // While its leader is a zombie a group's number is nobody else's.
             let _ = self.send(life, Signal::SIGKILL);
         }
+        if life.kin == Kin::Foreign {
+            return self.try_foreign(life);
+        }
         let keep = life.keeps_zombie();
         match process::reap(life.pidfd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
             Ok(Reaped::NotYet) => self.not_yet(life),
@@ -35,6 +41,23 @@ impl Cell {
                 life.others().after.push(After::Say(Level::Error, format!("waitid: {error}")));
                 self.retry(life);
             }
+        }
+    }
+
+    /// Somebody else's child is dead. When its parent reaps it there is one more edge, and its status; if that takes long it is lost.
+    fn try_foreign(self: &Arc<Cell>, life: &mut Life) {
+        let now = Instant::now();
+        match process::look_at_foreign(life.pidfd()) {
+            Foreign::Zombie if life.seen_at.is_none() => {
+                life.seen_at = Some(now);
+                if let Some(token) = life.token {
+                    self.core.arm(now + FOREIGN_GRACE, (token, Clock::Retry));
+                }
+                self.not_yet(life);
+            }
+            Foreign::Zombie if life.seen_at.is_some_and(|seen_at| now < seen_at + FOREIGN_GRACE) => self.not_yet(life),
+            Foreign::Zombie => self.ended(life, Reaped::Stolen(None), false),
+            Foreign::Reaped(status) => self.ended(life, Reaped::Stolen(status), false),
         }
     }
 
@@ -54,7 +77,7 @@ impl Cell {
         if life.traced {
             self.core.deregister(life.pidfd());
         }
-        let exited_at = Instant::now();
+        let exited_at = life.seen_at.unwrap_or_else(Instant::now);
         // A zombie that somebody else reaped keeps no number.
         life.unreaped = unreaped && matches!(reaped, Reaped::Ended(..));
         let (status, usage, reaped_at) = match reaped {

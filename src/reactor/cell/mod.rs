@@ -75,6 +75,17 @@ pub(crate) enum Owner {
     Nobody,
 }
 
+/// Whose child it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kin {
+    /// We have started it.
+    Born,
+    /// Other code of this process has, and we are its reaper now.
+    Adopted,
+    /// It is no child of this process.
+    Foreign,
+}
+
 /// The part of a child that changes, under its lock: the critical section of promise 1.
 #[derive(Debug)]
 pub(crate) struct Life {
@@ -90,13 +101,16 @@ pub(crate) struct Life {
     sent: Sent,
     call: Call,
     scope: Scope,
+    kin: Kin,
     spawned_at: Instant,
     ended: Option<Box<Death>>,
     exit: Option<Exit>,
     /// The streams are done: `exit` says everything there is to say.
     done: bool,
-    /// A tracer hides its death: the registration stays and the next edge is awaited.
+    /// A tracer hides its death, or its own parent has yet to reap it: the registration stays and the next edge is awaited.
     traced: bool,
+    /// When its death was seen that is told later.
+    seen_at: Option<Instant>,
     /// Its zombie is kept, so that its pid goes on naming its group.
     unreaped: bool,
     /// What the child has left in its cgroup is being stopped, after an end of its own.
@@ -291,11 +305,13 @@ impl Cell {
                 sent: Sent::default(),
                 call: Call::Over,
                 scope: Scope::Child,
+                kin: Kin::Born,
                 spawned_at: birth.spawned_at,
                 ended: None,
                 exit: None,
                 done: false,
                 traced: false,
+                seen_at: None,
                 unreaped: false,
                 stopping_tree: false,
                 kill_on_drop: birth.kill_on_drop,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
-use super::{Awaited, Cell, Life, Owner, WakeKey};
+use super::{Awaited, Cell, Kin, Life, Owner, WakeKey};
 use crate::error::{ErrorKind, Result};
 use crate::exit::Exit;
 use crate::process::{self, WaitMode};
@@ -106,11 +106,16 @@ impl Cell {
 
     /// The caller owns the child, which is not in the epoll set: wait, reap, publish; or give it back when the time is over.
     pub(crate) fn wait_as_owner(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
-        let (pidfd, grouped) = {
+        let (pidfd, grouped, born) = {
             let mut life = self.lock();
-            (life.lend_pidfd(), life.scope != Scope::Child)
+            (life.lend_pidfd(), life.scope != Scope::Child, life.kin == Kin::Born)
         };
         let outcome = match until {
+            // A pidfd of the caller's may be one that does not block; and who is not our child can only be polled for.
+            None if !born => {
+                while !process::wait_readable(pidfd.as_fd(), None) {}
+                Ok(None)
+            }
             // A group's leader is looked at first: what becomes of the group is decided before it is reaped.
             None if grouped => process::reap(pidfd.as_fd(), WaitMode::BlockAndLeave).map(|_| None),
             None => process::reap(pidfd.as_fd(), WaitMode::Block).map(Some),
