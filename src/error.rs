@@ -100,7 +100,7 @@ pub enum Stage {
     PseudoTerminal,
     /// `tcsetpgrp`.
     Foreground,
-    /// `unshare`.
+    /// Making and entering namespaces (`clone`, `unshare`, `setns`, `timens_offsets`).
     Namespaces,
     /// Writing the maps of a user namespace.
     IdMaps,
@@ -140,6 +140,8 @@ pub enum Stage {
     Signals,
     /// `ptrace(PTRACE_TRACEME)`.
     Trace,
+    /// A closure of [`Command::pre_exec`](crate::Command::pre_exec).
+    PreExec,
     /// `execve`.
     Exec,
 }
@@ -159,7 +161,7 @@ impl Stage {
             Stage::Terminal => "set the controlling terminal",
             Stage::PseudoTerminal => "open a pseudo-terminal",
             Stage::Foreground => "move to the foreground",
-            Stage::Namespaces => "unshare namespaces",
+            Stage::Namespaces => "enter namespaces",
             Stage::IdMaps => "write the id maps",
             Stage::Cgroup => "enter the cgroup",
             Stage::Chroot => "change the root directory",
@@ -179,6 +181,7 @@ impl Stage {
             Stage::ParentDeathSignal => "set the parent-death signal",
             Stage::Signals => "set signal dispositions",
             Stage::Trace => "ask to be traced",
+            Stage::PreExec => "run a pre_exec closure",
             Stage::Exec => "execute the program",
         }
     }

@@ -1,8 +1,10 @@
 //! A child comes to be: its program is looked up, its script written, the clone tried in the best way this kernel allows, a failure
 //! reaped and named. Knows no reactor; what the child itself does is `sys::birth`.
 
+mod exec;
+
 use std::cell::Cell;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -14,10 +16,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 
+pub(crate) use self::exec::replace;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::process::{self, WaitMode};
 pub(crate) use crate::sys::birth::Strings;
-use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Step, Sweep, Table};
+use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Shape, Step, Sweep, Table};
+use crate::sys::hook::Hook;
+use crate::sys::idmaps::{Gate, IdMaps};
 use crate::sys::process::Published;
 use crate::sys::{self, PerProcess, dumpable};
 use crate::tell::{Level, tell};
@@ -63,15 +68,22 @@ pub(crate) struct Options {
     pub(crate) no_new_privs: bool,
     pub(crate) drop_bounding: Vec<u32>,
     pub(crate) ambient: Vec<u32>,
+    pub(crate) inheritable: Option<Vec<u32>>,
     pub(crate) reset_signals: bool,
     pub(crate) ignored_signals: Vec<i32>,
     /// Blocked signals as bits.
     pub(crate) signal_mask: u64,
     /// New namespaces, as flags of clone(2).
     pub(crate) namespaces: u64,
-    /// The new user namespace's single (inside, outside) ids.
-    pub(crate) uid_map: Option<(u32, u32)>,
-    pub(crate) gid_map: Option<(u32, u32)>,
+    /// The new user namespace's ids: (inside, outside, how many).
+    pub(crate) uid_maps: Vec<(u32, u32, u32)>,
+    pub(crate) gid_maps: Vec<(u32, u32, u32)>,
+    /// There the groups may be set.
+    pub(crate) keep_setgroups: bool,
+    /// Of the new time namespace, in seconds: (monotonic, boot time).
+    pub(crate) time_offsets: Option<(i64, i64)>,
+    /// Namespaces to be entered.
+    pub(crate) joined: Vec<Arc<OwnedFd>>,
     /// A directory of a cgroup v2.
     pub(crate) cgroup: Option<Arc<OwnedFd>>,
     pub(crate) trace: bool,
@@ -79,13 +91,15 @@ pub(crate) struct Options {
     pub(crate) parent_death: Option<i32>,
     /// By no other thread than the caller's.
     pub(crate) on_this_thread: bool,
+    /// Called before the exec, in a copy of our memory.
+    pub(crate) hooks: Vec<Hook>,
 }
 
 /// The child's process group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Group {
     New,
-    Join(u32),
+    Join(i32),
 }
 
 /// The child's directory.
@@ -152,13 +166,14 @@ pub(crate) struct Born {
 /// Starts a child. On failure nothing is left of it.
 pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     check_kernel()?;
-    let null = plan.stdio.iter().any(|source| matches!(source, Source::Null)).then(null_device).transpose()?;
+    let null = null_of(plan)?;
+    let shape = shape(plan.options);
     let mut busy = BusyClock::new(plan.retry_busy);
     let mut ways = Ways::known();
     // Each turn has one way less than the one before, or uses up some of the time that a busy file has.
     loop {
-        let script = write_script(plan, null, ways)?;
-        let failure = match attempt(plan, null, &script, ways) {
+        let script = write_script(plan, null, ways.in_shape(shape), shape)?;
+        let failure = match attempt(plan, null, &script, ways.in_shape(shape), shape) {
             Ok(born) => {
                 ways.remember();
                 return Ok(born);
@@ -174,10 +189,44 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     }
 }
 
+fn null_of(plan: &Plan<'_>) -> Result<Option<RawFd>> {
+    plan.stdio.iter().any(|source| matches!(source, Source::Null)).then(null_device).transpose()
+}
+
+/// The one path, but for two things that cannot be done on it.
+fn shape(options: &Options) -> Shape {
+    if !options.hooks.is_empty() {
+        Shape::Fork
+    } else if options.namespaces & libc::CLONE_NEWUSER as u64 != 0 && !maps_itself(options) {
+        Shape::Gated
+    } else {
+        Shape::Vfork
+    }
+}
+
+/// Whether the child may write its id maps: each has our own id alone. For any other it takes a right that the child, in its new
+/// namespace, does not have here; and without it nobody writes a map of groups where the groups may be set.
+pub(crate) fn maps_itself(options: &Options) -> bool {
+    let is_own = |map: &[(u32, u32, u32)], own: u32| match map {
+        [] => true,
+        [(_, outside, count)] => (*outside, *count) == (own, 1),
+        _ => false,
+    };
+    is_own(&options.uid_maps, rustix::process::geteuid().as_raw())
+        && is_own(&options.gid_maps, rustix::process::getegid().as_raw())
+        && (options.gid_maps.is_empty() || !options.keep_setgroups)
+}
+
 /// One clone. A child that failed is gone when this returns.
-fn attempt(plan: &Plan<'_>, null: Option<RawFd>, script: &Script, ways: Ways) -> std::result::Result<Born, Failure> {
-    let manner = choose_manner(plan, null, script, ways);
-    let changing = changes_ids(plan.options).then(Changing::begin);
+fn attempt(
+    plan: &Plan<'_>,
+    null: Option<RawFd>,
+    script: &Script,
+    ways: Ways,
+    shape: Shape,
+) -> std::result::Result<Born, Failure> {
+    let manner = choose_manner(plan, null, script, ways, shape);
+    let changing = (shape != Shape::Fork && changes_ids(plan.options)).then(Changing::begin);
     match birth::clone(script, manner, plan.publish) {
         Ok(Outcome::Born { pid, pidfd }) => {
             if let Some(changing) = changing {
@@ -241,18 +290,51 @@ fn blame(plan: &Plan<'_>, script: &Script, failure: Failure) -> Error {
                 (Stage::Chroot, _) => options.chroot.as_ref(),
                 _ => None,
             };
-            let error = Error::os(stage, source);
+            let error = match script.acts.get(index).and_then(|act| what_act(act, script, failure.errno)) {
+                Some(what) => Error::os(stage, source).saying(what),
+                None => Error::os(stage, source),
+            };
             match path {
                 Some(path) => error.about(path),
                 None => error,
             }
         }
         Step::Exec(index) => blame_exec(plan, script, index, source),
+        Step::Hook(_) if failure.errno == 0 => Error::new(ErrorKind::Setup).at(Stage::PreExec).saying("it panicked"),
+        Step::Hook(_) => Error::os(Stage::PreExec, source),
         Step::Relative(index) => {
             let path = script.paths.get(index).map(|path| OsStr::from_bytes(path.as_bytes()));
             relative(path.unwrap_or(plan.program))
         }
     }
+}
+
+/// The value that was refused, where the step alone does not say it.
+fn what_act(act: &Act, script: &Script, errno: i32) -> Option<String> {
+    Some(match act {
+        Act::JoinGroup(0) => return None,
+        Act::JoinGroup(group) => format!("{group}"),
+        Act::TakeTerminal(fd) | Act::DropTerminal(fd) | Act::Foreground(fd) => format!("descriptor {fd}"),
+        Act::WriteFile(_, path, bytes) => {
+            format!("{} {}", path.to_string_lossy(), String::from_utf8_lossy(bytes).trim_end().replace('\n', ", "))
+        }
+        Act::AwaitIdMaps(_) => script.id_maps.to_string(),
+        Act::Limit { resource, soft, hard } => {
+            format!("number {resource}, soft {}, hard {}", limited(*soft), limited(*hard))
+        }
+        Act::Nice(by) => format!("by {by}"),
+        Act::Scheduler { policy, priority } => format!("number {policy} with priority {priority}"),
+        Act::DropBounding(capability) => format!("drop {capability} from the bounding set"),
+        Act::RaiseAmbient(list) => format!("make {list:?} ambient"),
+        Act::Inheritable(list) => format!("make {list:?} inheritable"),
+        Act::Groups(groups) if errno == libc::EINVAL => format!("{} of them", groups.len()),
+        Act::Gid(id) | Act::Uid(id) => format!("{id}"),
+        _ => return None,
+    })
+}
+
+fn limited(value: u64) -> String {
+    if value == u64::MAX { "unlimited".into() } else { value.to_string() }
 }
 
 /// What a refused clone was about.
@@ -299,7 +381,7 @@ fn blame_exec(plan: &Plan<'_>, script: &Script, index: usize, source: io::Error)
 
 /// What the errno of an exec does not say; as far as it can be seen from here.
 fn what_is_wrong_with(options: &Options, path: &Path, errno: Option<i32>) -> Option<&'static str> {
-    let from_here = options.chroot.is_none() && options.namespaces == 0;
+    let from_here = options.chroot.is_none() && options.namespaces == 0 && options.joined.is_empty();
     let path = match &options.cwd {
         None => path.to_owned(),
         Some(Dir::Path(dir)) => dir.join(path),
@@ -375,6 +457,16 @@ static REFUSED: Refused = Refused {
 };
 
 impl Ways {
+    /// Whoever has a copy of the table from the kernel shares none.
+    fn in_shape(self, shape: Shape) -> Ways {
+        match shape {
+            Shape::Vfork | Shape::Gated => self,
+            Shape::Fork => Ways { shared_table: false, ..self },
+            // The handlers are this process's, too.
+            Shape::Thread => Ways { shared_table: false, clear_handlers: false, ..self },
+        }
+    }
+
     fn known() -> Ways {
         let allowed = |refused: &AtomicBool| !refused.load(Ordering::Relaxed);
         let clone3 = allowed(&REFUSED.clone3);
@@ -426,21 +518,24 @@ impl Ways {
     }
 }
 
-fn choose_manner(plan: &Plan<'_>, null: Option<RawFd>, script: &Script, ways: Ways) -> Manner {
+fn choose_manner(plan: &Plan<'_>, null: Option<RawFd>, script: &Script, ways: Ways, shape: Shape) -> Manner {
     let end = table_end(plan, script).filter(|_| ways.shared_table);
+    // A thread is where its process is, and enters them by itself.
+    let elsewhere = shape != Shape::Thread;
     Manner {
+        shape,
         table: end.map_or(Table::Copied, |end| Table::Shared { end, is_clean: is_clean(end, null) }),
         clone3: ways.clone3,
         clear_handlers: ways.clear_handlers,
-        flags: plan.options.namespaces & !BY_UNSHARE,
-        cgroup: plan.options.cgroup.as_ref().filter(|_| ways.clone3).map(|fd| fd.as_raw_fd()),
+        flags: if elsewhere { plan.options.namespaces & !BY_UNSHARE } else { 0 },
+        cgroup: plan.options.cgroup.as_ref().filter(|_| ways.clone3 && elsewhere).map(|fd| fd.as_raw_fd()),
     }
 }
 
 /// A credential change in shared memory clears the parent's dumpable flag for good. It is put back, if it was set, when no child that
 /// changes its ids shares our memory any more: the flag is all that keeps their new user from reading it.
 fn changes_ids(options: &Options) -> bool {
-    options.uid.is_some() || options.gid.is_some() || options.groups.is_some()
+    options.uid.is_some() || options.gid.is_some() || options.groups.is_some() || !options.joined.is_empty()
 }
 
 /// The children that change their ids between clone and exec.
@@ -515,12 +610,15 @@ fn descriptor_of(program: &OsStr) -> Option<RawFd> {
 
 // ── the script ──
 
-fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Result<Script> {
+fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways, shape: Shape) -> Result<Script> {
     let options = plan.options;
-    let moves = Moves::new(plan, null, ways);
+    let moves = Moves::new(plan, null, ways, shape);
     Ok(Script {
         sweep: sweep(options, ways),
-        acts: acts(options, &moves)?,
+        acts: acts(options, &moves, shape)?,
+        id_maps: if shape == Shape::Gated { id_maps(options) } else { IdMaps::default() },
+        gate: Gate::default(),
+        hooks: options.hooks.clone(),
         parent: moves.list.iter().any(|this| this.fetch).then(this_thread),
         moves: moves.list,
         stderr_is_stdout: matches!(plan.stdio[2], Source::SameAsStdout),
@@ -594,10 +692,11 @@ struct Moves {
     cwd: Option<usize>,
     /// Where it cannot be born in the cgroup.
     cgroup: Option<usize>,
+    joined: Vec<usize>,
 }
 
 impl Moves {
-    fn new(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways) -> Moves {
+    fn new(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways, shape: Shape) -> Moves {
         let stdio = plan.stdio.iter().enumerate().filter_map(|(to, source)| match source {
             Source::Null => null.map(|from| (from, Some(to as RawFd))),
             Source::Fd(fd) => Some((fd.as_raw_fd(), Some(to as RawFd))),
@@ -616,7 +715,9 @@ impl Moves {
             Some(Dir::Fd(fd)) => Some(fd),
             _ => None,
         });
-        let cgroup = for_an_act(plan.options.cgroup.as_ref().filter(|_| !ways.clone3));
+        let enters = !ways.clone3 || shape == Shape::Thread;
+        let cgroup = for_an_act(plan.options.cgroup.as_ref().filter(|_| enters));
+        let joined = plan.options.joined.iter().filter_map(|fd| for_an_act(Some(fd))).collect();
         let is_overwritten = |this: (RawFd, Option<RawFd>)| {
             let by_another = pairs.iter().any(|(other, to)| *to == Some(this.0) && (*other, *to) != this);
             // A stderr that is stdout overwrites, too.
@@ -631,7 +732,7 @@ impl Moves {
             fetch: may_fetch && from >= FAR,
             lifted: AtomicI32::new(-1),
         });
-        Moves { list: list.collect(), cwd, cgroup }
+        Moves { list: list.collect(), cwd, cgroup, joined }
     }
 }
 
@@ -642,9 +743,10 @@ fn c_path(path: &Path, stage: Stage) -> Result<CString> {
 
 /// The child's steps, in the order in which they do not undo each other: credentials late, after them the directory, which is the new
 /// user's to enter, and what a change of them would undo.
-fn acts(options: &Options, moves: &Moves) -> Result<Vec<Act>> {
+fn acts(options: &Options, moves: &Moves, shape: Shape) -> Result<Vec<Act>> {
     let mut acts = Vec::new();
-    namespaces(options, &mut acts);
+    acts.extend(moves.joined.iter().copied().map(Act::JoinNamespace));
+    namespaces(options, shape, &mut acts);
     if options.session {
         acts.push(Act::NewSession);
     }
@@ -680,27 +782,53 @@ fn acts(options: &Options, moves: &Moves) -> Result<Vec<Act>> {
         acts.push(Act::Trace);
     }
     if let Some(signal) = options.parent_death {
-        // In a new PID namespace the parent has no number.
-        let parent = if options.namespaces & libc::CLONE_NEWPID as u64 == 0 { std::process::id() } else { 0 };
-        acts.push(Act::ParentDeath(signal, parent));
+        acts.push(Act::ParentDeath(signal, parent(options, shape)));
     }
     Ok(acts)
 }
 
-fn namespaces(options: &Options, acts: &mut Vec<Act>) {
-    if options.namespaces & BY_UNSHARE != 0 {
-        acts.push(Act::Unshare(options.namespaces & BY_UNSHARE));
+/// The parent that the child asks for, if it can.
+fn parent(options: &Options, shape: Shape) -> u32 {
+    // In a new PID namespace the parent has no number, and a thread has its process's.
+    let asks = options.namespaces & libc::CLONE_NEWPID as u64 == 0 && shape != Shape::Thread;
+    if asks { std::process::id() } else { 0 }
+}
+
+fn namespaces(options: &Options, shape: Shape, acts: &mut Vec<Act>) {
+    let by_unshare = if shape == Shape::Thread { options.namespaces } else { options.namespaces & BY_UNSHARE };
+    if by_unshare != 0 {
+        acts.push(Act::Unshare(by_unshare));
     }
-    let map = |file: &str, (inside, outside): (u32, u32)| {
-        let line = format!("{inside} {outside} 1\n").into_bytes();
-        Act::WriteFile(Stage::IdMaps, CString::new(file).unwrap_or_default(), line)
+    if let Some((monotonic, boottime)) = options.time_offsets {
+        let text = format!("monotonic {monotonic} 0\nboottime {boottime} 0\n");
+        acts.push(Act::WriteFile(Stage::Namespaces, c"/proc/self/timens_offsets".into(), text.into_bytes()));
+    }
+    if shape == Shape::Gated {
+        acts.push(Act::AwaitIdMaps(parent(options, shape)));
+        return;
+    }
+    let IdMaps { uid, gid, deny_setgroups } = id_maps(options);
+    let mut write = |file: &CStr, text: String| {
+        acts.push(Act::WriteFile(Stage::IdMaps, file.into(), text.into_bytes()));
     };
-    if let Some(ids) = options.gid_map {
-        // Without it an unprivileged process may not write a gid map.
-        acts.push(Act::WriteFile(Stage::IdMaps, c"/proc/self/setgroups".into(), b"deny".to_vec()));
-        acts.push(map("/proc/self/gid_map", ids));
+    if deny_setgroups {
+        write(c"/proc/self/setgroups", "deny".into());
     }
-    acts.extend(options.uid_map.map(|ids| map("/proc/self/uid_map", ids)));
+    if let Some(map) = gid {
+        write(c"/proc/self/gid_map", map);
+    }
+    if let Some(map) = uid {
+        write(c"/proc/self/uid_map", map);
+    }
+}
+
+fn id_maps(options: &Options) -> IdMaps {
+    let text = |map: &[(u32, u32, u32)]| {
+        let line = |(inside, outside, count): &(u32, u32, u32)| format!("{inside} {outside} {count}\n");
+        (!map.is_empty()).then(|| map.iter().map(line).collect())
+    };
+    let gid: Option<String> = text(&options.gid_maps);
+    IdMaps { uid: text(&options.uid_maps), deny_setgroups: gid.is_some() && !options.keep_setgroups, gid }
 }
 
 fn resources(options: &Options, moves: &Moves, acts: &mut Vec<Act>) {
@@ -728,6 +856,7 @@ fn privileges(options: &Options, acts: &mut Vec<Act>) {
     if options.no_new_privs {
         acts.push(Act::NoNewPrivileges);
     }
+    acts.extend(options.inheritable.clone().map(Act::Inheritable));
     if !options.ambient.is_empty() && options.uid.is_some() {
         acts.push(Act::KeepCapabilities);
     }
@@ -766,8 +895,7 @@ fn paths(plan: &Plan<'_>) -> Result<Vec<CString>> {
 /// What is there, and who may execute it, is decided by steps of the child's.
 fn is_looked_up_by_the_child(options: &Options) -> bool {
     let other_files = options.namespaces & (libc::CLONE_NEWNS | libc::CLONE_NEWUSER) as u64 != 0;
-    let other_rights = options.uid.is_some() || options.gid.is_some() || options.groups.is_some();
-    options.chroot.is_some() || other_files || other_rights
+    options.chroot.is_some() || other_files || changes_ids(options)
 }
 
 fn candidates(program: &OsStr, search: &OsStr) -> Vec<PathBuf> {

@@ -130,6 +130,10 @@ fn of_the_steps(made: &mut Made, dir: &Scratch) {
     made.spawned("no such uid", program().uid(u32::MAX));
     made.spawned("no such gid", program().gid(u32::MAX));
     made.spawned("too many groups", program().groups(&vec![1; 1 << 17]));
+    let mut command = program();
+    // SAFETY: it makes an error.
+    unsafe { command.pre_exec(|| Err(std::io::Error::from_raw_os_error(libc::EDQUOT))) };
+    made.spawned("failing closure", &mut command);
     made.spawned("closed descriptor", program().inherit_fd(9999));
     let neighbour = Command::new("/bin/sleep").arg("60").uid(NOBODY).kill_on_drop(true).spawn().unwrap();
     made.spawned("no processes", Command::new("/bin/true").uid(NOBODY).rlimit(Resource::Processes, 0, 0));

@@ -61,10 +61,10 @@ fn f144_a_new_group_has_the_childs_number() {
 #[test]
 fn f145_a_second_child_joins_the_first_ones_group() {
     let (child, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").process_group(0));
-    assert_eq!(stat(cat().process_group(child.id()), 5), i64::from(child.id()));
+    assert_eq!(stat(cat().process_group(child.id() as i32), 5), i64::from(child.id()));
     child.kill().unwrap();
     child.wait().unwrap();
-    let error = Command::new("true").process_group(child.id()).spawn().unwrap_err();
+    let error = Command::new("true").process_group(child.id() as i32).spawn().unwrap_err();
     assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::ProcessGroup)));
 }
 
@@ -103,6 +103,8 @@ fn options_that_contradict_each_other_are_refused() {
     is_contradictory(new().setsid().process_group(1), "a new session has a new process group");
     is_contradictory(new().trace_me().parent_death_signal(Signal::SIGKILL), "who traces it");
     is_contradictory(new().uid_map(0, 0), "need a new user namespace");
+    is_contradictory(new().time_offsets(1, 1), "need a new time namespace");
+    is_contradictory(new().process_group(-1), "there is no process group -1");
     is_contradictory(new().cpu_affinity(&[usize::MAX]), "there is no CPU 18446744073709551615");
     is_contradictory(new().ambient_capabilities(&[64]), "there is no capability 64");
     is_contradictory(new().drop_capabilities(&[u32::MAX]), "there is no capability");

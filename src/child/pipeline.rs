@@ -432,7 +432,7 @@ impl Line {
                 command.group();
             }
             (Some(job), false) => {
-                command.process_group(job.leader());
+                command.process_group(job.leader() as i32);
             }
         }
         Some((command, !is_first))

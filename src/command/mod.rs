@@ -1,5 +1,6 @@
 //! What to run, and how it must stop: a description that can be spawned any number of times. Knows nothing of running children.
 
+mod exec;
 mod options;
 mod scope;
 
@@ -494,17 +495,16 @@ impl Command {
 
     /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
     pub(crate) fn is_plain(&self) -> bool {
-        let needs_reading = |s: &Option<Stdio>| {
-            s.as_ref().is_some_and(|s| {
-                !matches!(s.0, Kind::Inherit | Kind::Null | Kind::Fd(_) | Kind::Ours(_) | Kind::SameAsStdout)
-            })
-        };
         let alone = !self.group && self.cgroup_scope.is_none();
-        self.terminal.is_none()
-            && self.contexts.is_empty()
-            && self.timeout.is_none()
-            && alone
-            && !self.stdio.iter().any(needs_reading)
+        let unwatched = self.contexts.is_empty() && self.timeout.is_none() && self.terminal.is_none();
+        unwatched && alone && !self.has_served_streams()
+    }
+
+    /// Whether one of its streams has us at the other end.
+    fn has_served_streams(&self) -> bool {
+        self.stdio.iter().flatten().any(|stdio| {
+            !matches!(stdio.0, Kind::Inherit | Kind::Null | Kind::Fd(_) | Kind::Ours(_) | Kind::SameAsStdout)
+        })
     }
 
     /// Whether it says itself which process group it is in.

@@ -1,13 +1,15 @@
 //! What a child is given beside its program and its streams: ids, limits, signals, namespaces; the verbs that set it. Knows the engine
 //! by its list of options.
 
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::Command;
 use crate::signal::Signal;
-use crate::spawn::{Dir, Group, Terminal};
+use crate::spawn::{self, Dir, Group, Terminal};
+use crate::sys::hook::Hook;
 
 /// A resource of [`Command::rlimit`]; see setrlimit(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +165,7 @@ impl Command {
 
     /// Sets the process group, 0 for a new one; as std. Stops go to the child alone: see [`group`](Command::group) for the other
     /// thing.
-    pub fn process_group(&mut self, group: u32) -> &mut Command {
+    pub fn process_group(&mut self, group: i32) -> &mut Command {
         self.options.group = Some(if group == 0 { Group::New } else { Group::Join(group) });
         self
     }
@@ -288,6 +290,13 @@ impl Command {
         self
     }
 
+    /// Makes these capabilities (numbers of capabilities(7)), and no others, inheritable: a program file that has them as inheritable, too,
+    /// is permitted them. `capset(2)`. What it is permitted and what is effective is decided by the exec.
+    pub fn inheritable_capabilities(&mut self, capabilities: &[u32]) -> &mut Command {
+        self.options.inheritable = Some(capabilities.to_vec());
+        self
+    }
+
     /// The signals it starts with blocked; none unless set. `sigprocmask(2)`.
     pub fn signal_mask(&mut self, blocked: &[Signal]) -> &mut Command {
         self.options.signal_mask = blocked.iter().fold(0, |bits, signal| bits | 1 << (signal.as_raw() - 1));
@@ -313,20 +322,96 @@ impl Command {
     }
 
     /// In its new user namespace it has the user id `inside`, which is `outside` here.
+    ///
+    /// Without privileges that is our own effective id, and the child writes the map by itself. For another see
+    /// [`uid_maps`](Command::uid_maps).
     pub fn uid_map(&mut self, inside: u32, outside: u32) -> &mut Command {
-        self.options.uid_map = Some((inside, outside));
-        self
+        self.uid_maps(&[(inside, outside, 1)])
     }
 
     /// In its new user namespace it has the group id `inside`, which is `outside` here; `setgroups(2)` is denied there.
+    ///
+    /// Without privileges that is our own effective id, and the child writes the map by itself.
     pub fn gid_map(&mut self, inside: u32, outside: u32) -> &mut Command {
-        self.options.gid_map = Some((inside, outside));
+        self.options.gid_maps = vec![(inside, outside, 1)];
+        self.options.keep_setgroups = false;
+        self
+    }
+
+    /// The user ids of its new user namespace: ranges of (first inside, first outside, how many). `uid_map` of user_namespaces(7).
+    ///
+    /// This process writes the map, and needs `CAP_SETUID` for that. It is the one thing for which the calling thread is not suspended until the
+    /// program runs: the child shares its memory all the same, and waits for the map.
+    pub fn uid_maps(&mut self, maps: &[(u32, u32, u32)]) -> &mut Command {
+        self.options.uid_maps = maps.to_vec();
+        self
+    }
+
+    /// The group ids of its new user namespace, as [`uid_maps`](Command::uid_maps); `CAP_SETGID` is needed. `setgroups(2)` is allowed there.
+    pub fn gid_maps(&mut self, maps: &[(u32, u32, u32)]) -> &mut Command {
+        self.options.gid_maps = maps.to_vec();
+        self.options.keep_setgroups = true;
+        self
+    }
+
+    /// In its new time namespace these clocks are so many seconds ahead of ours, or behind (negative). `/proc/self/timens_offsets`.
+    pub fn time_offsets(&mut self, monotonic_seconds: i64, boottime_seconds: i64) -> &mut Command {
+        self.options.time_offsets = Some((monotonic_seconds, boottime_seconds));
+        self
+    }
+
+    /// It enters this namespace, a descriptor of `/proc/PID/ns/…`, before it makes new ones with [`unshare`](Command::unshare); several are
+    /// entered in the order given, a user namespace best first. Not one of process ids, which would be its children's alone, nor of time,
+    /// which the kernel refuses to whoever shares memory. `setns(2)`.
+    pub fn join_namespace(&mut self, namespace: impl Into<OwnedFd>) -> &mut Command {
+        self.options.joined.push(Arc::new(namespace.into()));
         self
     }
 
     /// It is born in the cgroup (version 2) whose directory this is. `CLONE_INTO_CGROUP`; before Linux 5.7 it enters it before the exec.
     pub fn cgroup(&mut self, dir: impl Into<OwnedFd>) -> &mut Command {
         self.options.cgroup = Some(Arc::new(dir.into()));
+        self
+    }
+
+    /// Has the child call `f` when everything else is done, just before the exec; as std. Several are called in the order given.
+    ///
+    /// # What it costs
+    ///
+    /// All other children start in the memory of the suspended caller. There code of yours could break this process, so with `pre_exec` the
+    /// kernel copies its page tables, which takes longer the more memory it has (about 35 ms for each GiB), and its writes are slower for a
+    /// while. If one of the other options does what you want, use that. Not together with [`uid_maps`](Command::uid_maps) of ids
+    /// that are not our own.
+    ///
+    /// # Errors
+    ///
+    /// An error of `f` fails the spawn with [`Stage::PreExec`](crate::Stage::PreExec) and its errno; one without an errno counts as `EINVAL`, as in
+    /// std. So does a panic.
+    ///
+    /// # Safety
+    ///
+    /// That of std's [`pre_exec`](std::os::unix::process::CommandExt::pre_exec): the child has a copy of this process's memory as it is at some
+    /// moment, and one thread. A lock that another thread held then, that of the allocator too, is held for ever there: `f` may do
+    /// what a signal handler may (signal-safety(7)), so no allocation, no lock, no panic. What it changes in memory only the child sees. It runs with
+    /// the child's [`signal_mask`](Command::signal_mask), on a stack of 120 KiB, with all descriptors of this process open and
+    /// close-on-exec, but for those that the child is given. A child that hangs in it holds up the spawn, and can be cancelled there.
+    ///
+    /// ```
+    /// use pidloop::Command;
+    ///
+    /// let mut command = Command::new("sh");
+    /// // SAFETY: umask(2) is one system call.
+    /// unsafe {
+    ///     command.args(["-c", "umask"]).pre_exec(|| {
+    ///         libc::umask(0o027);
+    ///         Ok(())
+    ///     });
+    /// }
+    /// assert_eq!(command.output()?.stdout, b"0027\n");
+    /// # Ok::<(), pidloop::Error>(())
+    /// ```
+    pub unsafe fn pre_exec(&mut self, f: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> &mut Command {
+        self.options.hooks.push(Hook::new(f));
         self
     }
 
@@ -399,16 +484,26 @@ impl Command {
         if let Some(cpu) = options.affinity.iter().flatten().find(|cpu| **cpu >= CPUS_END) {
             return Some(format!("there is no CPU {cpu}"));
         }
-        let capabilities = options.drop_bounding.iter().chain(&options.ambient);
+        let capabilities =
+            options.drop_bounding.iter().chain(&options.ambient).chain(options.inheritable.iter().flatten());
         if let Some(capability) = capabilities.into_iter().find(|number| **number >= CAPABILITIES_END) {
             return Some(format!("there is no capability {capability}"));
         }
         if options.io_priority.is_some_and(|priority| priority & !(0b11 << IO_CLASS_SHIFT) > 7) {
             return Some("an I/O priority has the levels 0 to 7".into());
         }
-        let maps = options.uid_map.is_some() || options.gid_map.is_some();
+        if let Some(Group::Join(group @ ..0)) = options.group {
+            return Some(format!("there is no process group {group}"));
+        }
+        let maps = !options.uid_maps.is_empty() || !options.gid_maps.is_empty();
         if maps && options.namespaces & Namespace::User.flag() == 0 {
             return Some("id maps need a new user namespace".into());
+        }
+        if options.time_offsets.is_some() && options.namespaces & Namespace::Time.flag() == 0 {
+            return Some("offsets of clocks need a new time namespace".into());
+        }
+        if !options.hooks.is_empty() && maps && !spawn::maps_itself(options) {
+            return Some("who writes id maps for it cannot wait for its pre_exec closures".into());
         }
         None
     }

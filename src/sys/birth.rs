@@ -8,9 +8,12 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::PerProcess;
+use super::hook::Hook;
+use super::idmaps::{Gate, IdMaps, await_zero};
 use super::process::Published;
 use super::raw::{KernelSigaction, call, clone_args, clone_running, signal_restorer};
 use crate::error::Stage;
@@ -35,9 +38,23 @@ pub(crate) enum Table {
     Copied,
 }
 
+/// What of its parent a child is, until it has exec'd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// In the memory of its suspended parent.
+    Vfork,
+    /// In the memory of its parent, which is not suspended: it opens the gate that the child comes to, and waits then.
+    Gated,
+    /// In a copy of the memory of its suspended parent: a real fork, which may run any code.
+    Fork,
+    /// A thread of this process, with descriptors, directory and ids of its own: its exec makes it the whole process.
+    Thread,
+}
+
 /// How the clone is made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
+    pub(crate) shape: Shape,
     pub(crate) table: Table,
     /// By clone3, else by clone.
     pub(crate) clone3: bool,
@@ -64,7 +81,7 @@ pub(crate) enum Sweep {
 pub(crate) enum Act {
     NewSession,
     /// `setpgid(0, n)`.
-    JoinGroup(u32),
+    JoinGroup(i32),
     /// `ioctl(n, TIOCSCTTY)`.
     TakeTerminal(RawFd),
     /// `ioctl(n, TIOCNOTTY)`.
@@ -72,6 +89,8 @@ pub(crate) enum Act {
     /// `ioctl(n, TIOCSPGRP)` with the child's own group.
     Foreground(RawFd),
     Unshare(u64),
+    /// Into the namespace that this move brings.
+    JoinNamespace(usize),
     /// Writes these bytes to this file: `/proc/self/…`.
     WriteFile(Stage, CString, Vec<u8>),
     /// Writes to `cgroup.procs` in the directory that this move brings.
@@ -95,6 +114,8 @@ pub(crate) enum Act {
         priority: i32,
     },
     DropBounding(u32),
+    /// These, and no others, are inheritable.
+    Inheritable(Vec<u32>),
     /// Makes them inheritable, and ambient.
     RaiseAmbient(Vec<u32>),
     KeepCapabilities,
@@ -107,6 +128,8 @@ pub(crate) enum Act {
     /// The signal, and the parent that must still be there (0: not asked).
     ParentDeath(i32, u32),
     Trace,
+    /// Waits at the gate, as long as this parent lives (0: not asked).
+    AwaitIdMaps(u32),
 }
 
 impl Act {
@@ -116,7 +139,7 @@ impl Act {
             Act::JoinGroup(_) => Stage::ProcessGroup,
             Act::TakeTerminal(_) | Act::DropTerminal(_) => Stage::Terminal,
             Act::Foreground(_) => Stage::Foreground,
-            Act::Unshare(_) => Stage::Namespaces,
+            Act::Unshare(_) | Act::JoinNamespace(_) => Stage::Namespaces,
             Act::WriteFile(stage, ..) => *stage,
             Act::EnterCgroup(_) => Stage::Cgroup,
             Act::Chroot(_) => Stage::Chroot,
@@ -127,13 +150,16 @@ impl Act {
             Act::Affinity(_) => Stage::Affinity,
             Act::IoPriority(_) => Stage::IoPriority,
             Act::Scheduler { .. } => Stage::Scheduler,
-            Act::DropBounding(_) | Act::RaiseAmbient(_) | Act::KeepCapabilities => Stage::Capabilities,
+            Act::DropBounding(_) | Act::Inheritable(_) | Act::RaiseAmbient(_) | Act::KeepCapabilities => {
+                Stage::Capabilities
+            }
             Act::NoNewPrivileges => Stage::NoNewPrivileges,
             Act::ClearGroups(_) | Act::Groups(_) => Stage::Groups,
             Act::Gid(_) => Stage::Gid,
             Act::Uid(_) => Stage::Uid,
             Act::ParentDeath(..) => Stage::ParentDeathSignal,
             Act::Trace => Stage::Trace,
+            Act::AwaitIdMaps(_) => Stage::IdMaps,
         }
     }
 }
@@ -177,6 +203,11 @@ pub(crate) struct Script {
     /// The signals that the program starts with blocked, as bits.
     pub(crate) mask: u64,
     pub(crate) acts: Vec<Act>,
+    /// Written by the parent of a gated child.
+    pub(crate) id_maps: IdMaps,
+    pub(crate) gate: Gate,
+    /// Called last, where they may be.
+    pub(crate) hooks: Vec<Hook>,
     /// Tried one after the other, as execvp(3) does.
     pub(crate) paths: Vec<CString>,
     /// They come from a list of directories: a relative one is not run, if it could be.
@@ -236,7 +267,17 @@ impl std::fmt::Debug for Strings {
     }
 }
 
-/// What the child says of itself, in shared memory.
+/// What the child writes for its parent: memory that both have, whatever else they share.
+#[derive(Debug, Default)]
+struct Shared {
+    report: Report,
+    /// The stop signals that it took in the program's place, as bits.
+    swallowed: AtomicU64,
+    /// Not 0 while there is a child, where [`Published`] cannot be told.
+    child: AtomicI32,
+}
+
+/// What the child says of itself.
 #[derive(Debug, Default)]
 struct Report {
     /// What failed, by its code; 0: nothing.
@@ -254,6 +295,7 @@ const AT_SIGNALS: u32 = 4;
 const AT_EXEC: u32 = 5;
 const AT_FETCH: u32 = 6;
 const AT_RELATIVE: u32 = 7;
+const AT_HOOK: u32 = 8;
 const AT_ACTS: u32 = 16;
 
 /// A step of the child's.
@@ -273,6 +315,8 @@ pub(crate) enum Step {
     Exec(usize),
     /// The path at this place of the list could be executed, but is relative.
     Relative(usize),
+    /// Of the hook at this place of the list.
+    Hook(usize),
 }
 
 impl Step {
@@ -287,6 +331,7 @@ impl Step {
             AT_FETCH => Step::Fetch,
             AT_EXEC => Step::Exec(which as usize),
             AT_RELATIVE => Step::Relative(which as usize),
+            AT_HOOK => Step::Hook(which as usize),
             act => Step::Act((act - AT_ACTS) as usize),
         })
     }
@@ -313,24 +358,104 @@ pub(crate) enum Outcome {
 ///
 /// An error is the clone's own.
 pub(crate) fn clone(script: &Script, manner: Manner, published: &Published) -> io::Result<Outcome> {
-    let report = Report::default();
-    let order = Order { script, manner, report: &report };
-    let (pid, swallowed) = with_stack(|stack| {
-        stack.swallowed().store(0, Ordering::Relaxed);
-        let before = block_all_signals();
-        let result = clone_on(stack, &order, published);
-        restore_signals(before);
-        result.map(|pid| (pid, stack.swallowed().load(Ordering::Acquire)))
-    })?;
+    let (pid, failure, swallowed) = match manner.shape {
+        Shape::Fork => {
+            let page = SharedPage::new()?;
+            // SAFETY: the page is there until the witness is dismissed.
+            unsafe { published.call_witness(&page.get().child) };
+            let result = clone_sharing(script, manner, published, page.get());
+            published.dismiss_witness(result.as_ref().map_or(0, |(pid, ..)| *pid));
+            result?
+        }
+        _ => clone_sharing(script, manner, published, &Shared::default())?,
+    };
     let raw = published.number();
     // SAFETY: the kernel opened it for us by CLONE_PIDFD, and nobody closes it but us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(raw) };
-    if let Some(step) = Step::of(&report) {
-        let errno = report.errno.load(Ordering::Acquire);
-        return Ok(Outcome::Failed { failure: Failure { step, errno }, pidfd });
+    if let Some(failure) = failure {
+        return Ok(Outcome::Failed { failure, pidfd });
     }
     send_on_stops(raw, swallowed);
     Ok(Outcome::Born { pid, pidfd })
+}
+
+/// (pid, what failed, what it swallowed).
+fn clone_sharing(
+    script: &Script,
+    manner: Manner,
+    published: &Published,
+    shared: &Shared,
+) -> io::Result<(u32, Option<Failure>, u64)> {
+    let order = Order { script, manner, shared };
+    let pid = with_stack(|stack| {
+        stack.note_stops_in(&shared.swallowed);
+        let before = block_all_signals();
+        let result = clone_on(stack, &order, published);
+        if let (Shape::Gated, Ok(pid)) = (manner.shape, &result) {
+            published.found(*pid);
+            script.gate.open(script.id_maps.write(*pid));
+            // Not sooner: the child uses this stack.
+            await_zero(&shared.child);
+        }
+        restore_signals(before);
+        result
+    })?;
+    let errno = shared.report.errno.load(Ordering::Acquire);
+    let failure = Step::of(&shared.report).map(|step| Failure { step, errno });
+    Ok((pid, failure, shared.swallowed.load(Ordering::Acquire)))
+}
+
+/// Replaces this process by the program of `script`; returns when that has failed, with nothing changed but what belongs to a whole
+/// process. clone(2), execve(2).
+pub(crate) fn replace(script: &Script, manner: Manner) -> Failure {
+    // A hook is called by one at a time.
+    static ONE: PerProcess<Mutex<()>> = PerProcess::new();
+    let _one = ONE.get().lock().unwrap_or_else(PoisonError::into_inner);
+    match clone_sharing(script, manner, &Published::new(), &Shared::default()) {
+        Ok((thread, failure, _)) => {
+            // Its ids may be somebody else's, its memory is ours.
+            while is_thread_of_ours(thread) {
+                std::thread::yield_now();
+            }
+            failure.unwrap_or(Failure { step: Step::Clone, errno: libc::EINTR })
+        }
+        Err(error) => Failure { step: Step::Clone, errno: error.raw_os_error().unwrap_or(libc::ENOMEM) },
+    }
+}
+
+/// tgkill(2).
+fn is_thread_of_ours(thread: u32) -> bool {
+    // SAFETY: integers, and no signal.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, 0) == 0 }
+}
+
+/// A page that a forked copy shares with us.
+struct SharedPage(*mut c_void);
+
+impl SharedPage {
+    const BYTES: usize = size_of::<Shared>();
+
+    /// mmap(2).
+    fn new() -> io::Result<SharedPage> {
+        // SAFETY: fresh anonymous memory.
+        let page = unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+            libc::mmap(ptr::null_mut(), Self::BYTES, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        if page == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(SharedPage(page)) }
+    }
+
+    fn get(&self) -> &Shared {
+        // SAFETY: mapped, aligned, as large as that, and zeros are its default; it consists of atomics.
+        unsafe { &*self.0.cast() }
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        // SAFETY: munmap(2) of our own mapping; the child has exec'd or exited, or has one of its own.
+        unsafe { libc::munmap(self.0, Self::BYTES) };
+    }
 }
 
 /// `struct clone_args`, to `cgroup` (Linux 5.7); a kernel that does not know the end of it takes zeros there.
@@ -352,13 +477,29 @@ struct CloneArgs {
 
 fn clone_on(stack: &Stack, order: &Order<'_>, published: &Published) -> io::Result<u32> {
     let manner = order.manner;
-    let always = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::CLONE_CHILD_SETTID;
-    let mut flags = always as u64 | manner.flags;
+    let thread = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_THREAD | libc::CLONE_SIGHAND;
+    let by_shape = match manner.shape {
+        Shape::Vfork => libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::CLONE_CHILD_SETTID,
+        Shape::Gated => libc::CLONE_VM | libc::CLONE_PIDFD | libc::CLONE_CHILD_CLEARTID,
+        Shape::Fork => libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::CLONE_CHILD_SETTID,
+        Shape::Thread => thread,
+    };
+    let mut flags = by_shape as u64 | manner.flags;
     if matches!(manner.table, Table::Shared { .. }) {
         flags |= libc::CLONE_FILES as u64;
     }
+    let exit_signal = if manner.shape == Shape::Thread { 0 } else { libc::SIGCHLD };
     let data = ptr::from_ref(order).cast();
-    let (pidfd, child) = published.as_ptrs();
+    let (pidfd, mut child) = published.as_ptrs();
+    match manner.shape {
+        Shape::Vfork | Shape::Thread => {}
+        // It is our memory that the kernel clears, and the child's that it sets.
+        Shape::Gated => {
+            child = order.shared.child.as_ptr();
+            order.shared.child.store(1, Ordering::Release);
+        }
+        Shape::Fork => child = order.shared.child.as_ptr(),
+    }
     let result = if manner.clone3 {
         if manner.clear_handlers {
             flags |= CLONE_CLEAR_SIGHAND;
@@ -370,19 +511,20 @@ fn clone_on(stack: &Stack, order: &Order<'_>, published: &Published) -> io::Resu
             flags,
             pidfd: pidfd as u64,
             child_tid: child as u64,
-            exit_signal: libc::SIGCHLD as u64,
+            exit_signal: exit_signal as u64,
             stack: stack.bottom() as u64,
             stack_size: (stack.top() - stack.bottom()) as u64,
             cgroup: manner.cgroup.unwrap_or(0) as u64,
             ..CloneArgs::default()
         };
-        // SAFETY: clone3(2) with a stack that is this thread's alone and VFORK: we sleep until the child needs neither it nor `order`.
+        // SAFETY: clone3(2) with a stack that is this thread's alone: VFORK, or the caller, waits until the child needs neither it nor
+        // `order`.
         unsafe {
             let args = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
             clone_running(libc::SYS_clone3, args, child_main, data)
         }
     } else {
-        let args = clone_args(flags as usize | libc::SIGCHLD as usize, stack.top(), pidfd, child);
+        let args = clone_args(flags as usize | exit_signal as usize, stack.top(), pidfd, child);
         // SAFETY: clone(2); as above.
         unsafe { clone_running(libc::SYS_clone, args, child_main, data) }
     };
@@ -441,19 +583,19 @@ impl Stack {
         self.0 as usize + STACK_BYTES - 16
     }
 
-    fn swallowed(&self) -> &AtomicU64 {
+    fn note_stops_in(&self, swallowed: &AtomicU64) {
         // SAFETY: the word is in the stack's mapping, above the stack itself, and only ever used as this atomic.
-        unsafe { swallowed_above(self.0) }
+        unsafe { word_above(self.0) }.store(ptr::from_ref(swallowed).cast_mut(), Ordering::Relaxed);
     }
 }
 
-/// The word above the stack that this is an address in: the stop signals that the half-born child took in the program's place, as bits. No
-/// thread-local variable: in a library that was loaded later libc would have to be asked for its address.
+/// The word above the stack that this is an address in: where the half-born child notes the stop signals that it took in the program's
+/// place. No thread-local variable: in a library that was loaded later libc would have to be asked for its address.
 ///
 /// # Safety
 ///
 /// The stack is mapped for as long as the reference is used.
-unsafe fn swallowed_above<'a, T>(inside: *const T) -> &'a AtomicU64 {
+unsafe fn word_above<'a, T>(inside: *const T) -> &'a AtomicPtr<AtomicU64> {
     let top = (inside as usize & !(STACK_BYTES - 1)) + STACK_BYTES - 16;
     // SAFETY: the caller's; the address is a multiple of 16, and `Stack::new` has given its provenance away by casting it to a number.
     unsafe { &*ptr::with_exposed_provenance(top) }
@@ -518,7 +660,7 @@ const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 struct Order<'a> {
     script: &'a Script,
     manner: Manner,
-    report: &'a Report,
+    shared: &'a Shared,
 }
 
 /// (code, errno, which): see [`Report`].
@@ -533,15 +675,17 @@ unsafe extern "C" fn child_main(data: *const c_void) -> ! {
     // SAFETY: the caller's.
     let order = unsafe { &*data.cast::<Order<'_>>() };
     let (failed, errno, which) = match prepare(order) {
-        Ok(()) => execute(order.script),
+        Ok(()) => execute(order),
         Err(mishap) => mishap,
     };
-    order.report.errno.store(errno, Ordering::Release);
-    order.report.which.store(which, Ordering::Release);
-    order.report.failed.store(failed, Ordering::Release);
+    let report = &order.shared.report;
+    report.errno.store(errno, Ordering::Release);
+    report.which.store(which, Ordering::Release);
+    report.failed.store(failed, Ordering::Release);
+    let exit = if order.manner.shape == Shape::Thread { libc::SYS_exit } else { libc::SYS_exit_group };
     loop {
-        // SAFETY: exit_group(2) does not return.
-        unsafe { call(libc::SYS_exit_group, [127, 0, 0, 0, 0]) };
+        // SAFETY: exit(2), exit_group(2) do not return.
+        unsafe { call(exit, [127, 0, 0, 0, 0]) };
     }
 }
 
@@ -550,7 +694,9 @@ fn prepare(order: &Order<'_>) -> Result<(), Mishap> {
     // Before anything else that touches a descriptor: until then the table is the parent's.
     let is_clean = own_table(manner.table).map_err(|errno| (AT_TABLE, errno, 0))?;
     // Before anything is unblocked: a handler of the host would run here, in its memory.
-    set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno, 0))?;
+    if manner.shape != Shape::Thread {
+        set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno, 0))?;
+    }
     if !is_clean {
         sweep(script.sweep).map_err(|errno| (AT_SWEEP, errno, 0))?;
     }
@@ -581,26 +727,40 @@ fn own_table(table: Table) -> Result<bool, i32> {
     }
 }
 
+/// Of a child.
 fn set_dispositions(script: &Script, manner: Manner) -> Result<(), i32> {
     if !(manner.clone3 && manner.clear_handlers) || script.reset_ignored {
         reset_handlers(script.reset_ignored)?;
     }
-    // Rust programs ignore SIGPIPE; the programs they start do not expect that.
-    set_action(libc::SIGPIPE, libc::SIG_DFL)?;
-    for signal in &script.ignored {
-        set_action(*signal, libc::SIG_IGN)?;
-    }
+    set_program_dispositions(script)?;
     // A stop now would suspend our parent with us, for as long as nobody continues us.
     STOPS.into_iter().try_for_each(swallow)
 }
 
+fn set_program_dispositions(script: &Script) -> Result<(), i32> {
+    // Rust programs ignore SIGPIPE; the programs they start do not expect that.
+    set_action(libc::SIGPIPE, libc::SIG_DFL)?;
+    script.ignored.iter().try_for_each(|signal| set_action(*signal, libc::SIG_IGN))
+}
+
+/// Of this process, which the exec replaces: it resets the handlers by itself, and until then they are in use.
+fn set_dispositions_of_ours(script: &Script) -> Result<(), i32> {
+    if script.reset_ignored {
+        reset(|handler| handler == libc::SIG_IGN)?;
+    }
+    set_program_dispositions(script)
+}
+
 fn reset_handlers(also_ignored: bool) -> Result<(), i32> {
+    reset(|handler| handler != libc::SIG_DFL && (also_ignored || handler != libc::SIG_IGN))
+}
+
+fn reset(is_meant: impl Fn(usize) -> bool) -> Result<(), i32> {
     let mut signal = 1;
     while signal < SIGNALS_END {
         let mut old = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
         let known = sys(libc::SYS_rt_sigaction, [signal as usize, 0, ptr::from_mut(&mut old) as usize, 8, 0]).is_ok();
-        let caught = old.handler != libc::SIG_DFL && old.handler != libc::SIG_IGN;
-        if known && (caught || also_ignored && old.handler == libc::SIG_IGN) {
+        if known && is_meant(old.handler) {
             set_action(signal, libc::SIG_DFL)?;
         }
         signal = signal.wrapping_add(1);
@@ -624,8 +784,9 @@ fn swallow(signal: i32) -> Result<(), i32> {
 }
 
 extern "C" fn note_stop(signal: i32) {
-    // SAFETY: it runs on the child's stack, and the address of an argument is in there.
-    unsafe { swallowed_above(&raw const signal) }.fetch_or(bit(signal), Ordering::AcqRel);
+    // SAFETY: it runs on the child's stack, and the address of an argument is in there; what it points to lives as long as the child
+    // runs on it.
+    unsafe { &*word_above(&raw const signal).load(Ordering::Relaxed) }.fetch_or(bit(signal), Ordering::AcqRel);
 }
 
 fn sweep(sweep: Sweep) -> Result<(), i32> {
@@ -720,6 +881,7 @@ fn perform(act: &Act, script: &Script) -> Result<(), i32> {
         Act::DropTerminal(fd) => sys(libc::SYS_ioctl, [*fd as usize, libc::TIOCNOTTY as usize, 0, 0, 0]),
         Act::Foreground(fd) => foreground(*fd),
         Act::Unshare(flags) => sys(libc::SYS_unshare, [*flags as usize, 0, 0, 0, 0]),
+        Act::JoinNamespace(fd) => join_namespace(moved(script, *fd)),
         Act::WriteFile(_, path, bytes) => write_file(libc::AT_FDCWD, path, bytes),
         Act::EnterCgroup(dir) => write_file(moved(script, *dir), c"cgroup.procs", b"0"),
         Act::Chroot(path) => sys(libc::SYS_chroot, [path.as_ptr() as usize, 0, 0, 0, 0]),
@@ -736,6 +898,7 @@ fn perform(act: &Act, script: &Script) -> Result<(), i32> {
             sys(libc::SYS_sched_setscheduler, [0, *policy as usize, ptr::from_ref(priority) as usize, 0, 0])
         }
         Act::DropBounding(capability) => prctl(libc::PR_CAPBSET_DROP, *capability as usize),
+        Act::Inheritable(capabilities) => set_inheritable(capabilities),
         Act::RaiseAmbient(capabilities) => raise_ambient(capabilities),
         Act::KeepCapabilities => prctl(libc::PR_SET_KEEPCAPS, 1),
         Act::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
@@ -745,6 +908,7 @@ fn perform(act: &Act, script: &Script) -> Result<(), i32> {
         Act::Uid(uid) => sys(libc::SYS_setresuid, [*uid as usize, *uid as usize, *uid as usize, 0, 0]),
         Act::ParentDeath(signal, parent) => parent_death(*signal, *parent),
         Act::Trace => sys(libc::SYS_ptrace, [libc::PTRACE_TRACEME as usize, 0, 0, 0, 0]),
+        Act::AwaitIdMaps(parent) => await_id_maps(&script.gate, *parent),
     }
     .map(drop)
 }
@@ -799,22 +963,57 @@ fn limit(resource: u32, soft: u64, hard: u64) -> Result<usize, i32> {
     sys(libc::SYS_prlimit64, [0, resource as usize, new.as_ptr() as usize, 0, 0])
 }
 
-/// capset(2) for the inheritable ones, then prctl(PR_CAP_AMBIENT).
-fn raise_ambient(capabilities: &[u32]) -> Result<usize, i32> {
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = [VERSION_3, 0];
-    // (effective, permitted, inheritable), twice 32 bits of each.
-    let mut data = [0u32; 6];
-    sys(libc::SYS_capget, [header.as_ptr() as usize, data.as_mut_ptr() as usize, 0, 0, 0])?;
-    for capability in capabilities {
-        let bit = 1u32.wrapping_shl(*capability % 32);
-        let [_, low_permitted, low_inheritable, _, high_permitted, high_inheritable] = &mut data;
-        let (permitted, inheritable) =
-            if *capability < 32 { (low_permitted, low_inheritable) } else { (high_permitted, high_inheritable) };
-        *permitted |= bit;
-        *inheritable |= bit;
+/// setns(2). A PID namespace would be its children's, not its own.
+fn join_namespace(namespace: RawFd) -> Result<usize, i32> {
+    const NS_GET_NSTYPE: usize = 0xb703;
+    let kind = sys(libc::SYS_ioctl, [namespace as usize, NS_GET_NSTYPE, 0, 0, 0]).map_err(|_| libc::EINVAL)?;
+    if kind == libc::CLONE_NEWPID as usize {
+        return Err(libc::EINVAL);
     }
-    sys(libc::SYS_capset, [header.as_ptr() as usize, data.as_ptr() as usize, 0, 0, 0])?;
+    sys(libc::SYS_setns, [namespace as usize, kind, 0, 0, 0])
+}
+
+/// (effective, permitted, inheritable) of capget(2), twice 32 bits of each.
+type CapabilitySets = [u32; 6];
+const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
+
+/// capget(2), capset(2).
+fn change_capabilities(change: impl Fn(&mut CapabilitySets)) -> Result<usize, i32> {
+    let mut sets: CapabilitySets = [0; 6];
+    let header = CAPABILITY_VERSION_3.as_ptr() as usize;
+    sys(libc::SYS_capget, [header, sets.as_mut_ptr() as usize, 0, 0, 0])?;
+    change(&mut sets);
+    sys(libc::SYS_capset, [header, sets.as_ptr() as usize, 0, 0, 0])
+}
+
+/// The words of (permitted, inheritable) that have this capability's bit, and the bit.
+fn words_of(sets: &mut CapabilitySets, capability: u32) -> (&mut u32, &mut u32, u32) {
+    let [_, low_permitted, low_inheritable, _, high_permitted, high_inheritable] = sets;
+    let (permitted, inheritable) =
+        if capability < 32 { (low_permitted, low_inheritable) } else { (high_permitted, high_inheritable) };
+    (permitted, inheritable, 1u32.wrapping_shl(capability % 32))
+}
+
+fn set_inheritable(capabilities: &[u32]) -> Result<usize, i32> {
+    change_capabilities(|sets| {
+        let [_, _, low, _, _, high] = sets;
+        (*low, *high) = (0, 0);
+        for capability in capabilities {
+            let (_, inheritable, bit) = words_of(sets, *capability);
+            *inheritable |= bit;
+        }
+    })
+}
+
+/// Those that are not permitted are refused by the first step. prctl(PR_CAP_AMBIENT).
+fn raise_ambient(capabilities: &[u32]) -> Result<usize, i32> {
+    change_capabilities(|sets| {
+        for capability in capabilities {
+            let (permitted, inheritable, bit) = words_of(sets, *capability);
+            *permitted |= bit;
+            *inheritable |= bit;
+        }
+    })?;
     for capability in capabilities {
         let raise = libc::PR_CAP_AMBIENT_RAISE as usize;
         sys(libc::SYS_prctl, [libc::PR_CAP_AMBIENT as usize, raise, *capability as usize, 0, 0])?;
@@ -831,11 +1030,34 @@ fn parent_death(signal: i32, parent: u32) -> Result<usize, i32> {
     Ok(0)
 }
 
+fn await_id_maps(gate: &Gate, parent: u32) -> Result<usize, i32> {
+    // Nobody else would open it.
+    parent_death(libc::SIGKILL, parent)?;
+    gate.await_open(|word, value| {
+        let _ = sys(libc::SYS_futex, [word as usize, libc::FUTEX_WAIT as usize, value as usize, 0, 0]);
+    })?;
+    prctl(libc::PR_SET_PDEATHSIG, 0)
+}
+
 /// Only returns when no path could be executed.
-fn execute(script: &Script) -> Mishap {
+fn execute(order: &Order<'_>) -> Mishap {
+    let Order { script, manner, .. } = order;
+    if manner.shape == Shape::Thread {
+        // As late as can be: the other threads have them, too.
+        if let Err(errno) = set_dispositions_of_ours(script) {
+            return (AT_SIGNALS, errno, 0);
+        }
+    }
     let mask = script.mask;
     // The last call before the exec: from here on a signal may kill the child, and its status will tell.
     let _ = sys(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, ptr::from_ref(&mask) as usize, 0, 8, 0]);
+    // After the mask, which they may change, as in std.
+    for (i, hook) in script.hooks.iter().enumerate() {
+        // SAFETY: a hook is called in a forked copy, which has one thread, or under the lock of `replace`.
+        if let Err(errno) = unsafe { hook.call() } {
+            return (AT_HOOK, errno, i as i32);
+        }
+    }
     let many = script.paths.len() > 1;
     let mut mishap = (AT_EXEC, libc::ENOENT, 0);
     for (i, path) in script.paths.iter().enumerate() {

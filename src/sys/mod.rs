@@ -2,9 +2,12 @@
 //! crate's plain data alone.
 
 pub(crate) mod birth;
+pub(crate) mod hook;
+pub(crate) mod idmaps;
 pub(crate) mod process;
 mod raw;
 pub(crate) mod sigwatch;
+pub(crate) mod undo;
 
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;

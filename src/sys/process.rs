@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -179,6 +179,8 @@ pub(crate) struct Published {
     raw: AtomicI32,
     /// 0: no child.
     child: AtomicI32,
+    /// The same of a child that has a memory of its own, where it can be told.
+    witness: AtomicPtr<AtomicI32>,
     /// Somebody wants no child: one that is not there yet is not tried for again.
     unwanted: AtomicBool,
     /// Held while the number is used, and while it is taken back: it is never closed under a signal, nor used by somebody else.
@@ -190,6 +192,7 @@ impl Published {
         Published {
             raw: AtomicI32::new(-1),
             child: AtomicI32::new(0),
+            witness: AtomicPtr::new(ptr::null_mut()),
             unwanted: AtomicBool::new(false),
             closing: Mutex::new(()),
         }
@@ -199,7 +202,11 @@ impl Published {
     pub(crate) fn kill(&self) -> bool {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
         self.unwanted.store(true, Ordering::Release);
-        self.child.load(Ordering::Acquire) != 0 && signal_unborn(self.number(), libc::SIGKILL).is_ok()
+        // SAFETY: it is dismissed, under the lock, before it is gone.
+        let witness = unsafe { self.witness.load(Ordering::Acquire).as_ref() };
+        let is_there = |child: &AtomicI32| child.load(Ordering::Acquire) != 0;
+        let there = is_there(&self.child) || witness.is_some_and(is_there);
+        there && signal_unborn(self.number(), libc::SIGKILL).is_ok()
     }
 
     /// Takes the number back, then does what ends its validity.
@@ -207,6 +214,27 @@ impl Published {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
         self.child.store(0, Ordering::Release);
         f()
+    }
+
+    /// Its creator found that there is a child.
+    pub(super) fn found(&self, pid: u32) {
+        self.child.store(pid as i32, Ordering::Release);
+    }
+
+    /// The child will say here that it is there.
+    ///
+    /// # Safety
+    ///
+    /// The witness is there until it is dismissed.
+    pub(super) unsafe fn call_witness(&self, witness: &AtomicI32) {
+        self.witness.store(ptr::from_ref(witness).cast_mut(), Ordering::Release);
+    }
+
+    /// The creator knows now: there is a child, or none (0).
+    pub(super) fn dismiss_witness(&self, pid: u32) {
+        let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.found(pid);
+        self.witness.store(ptr::null_mut(), Ordering::Release);
     }
 
     /// Whether [`Published::kill`] was called.

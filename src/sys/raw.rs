@@ -5,7 +5,7 @@ use std::arch::asm;
 
 /// The kernel's own `struct sigaction`, as rt_sigaction(2) takes it.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct KernelSigaction {
     pub(super) handler: usize,
     pub(super) flags: u64,
