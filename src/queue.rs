@@ -23,6 +23,8 @@ const BYTES_MAX: usize = 8 << 20;
 const ITEMS_MAX: usize = 1024;
 /// How long a line is at most, unless set.
 const LINE_MAX_BYTES: usize = 1 << 20;
+/// How much may wait for a writer that gets a copy.
+const TEE_BYTES_MAX: usize = 1 << 20;
 /// The smallest piece that is read at once, and the largest.
 const PIECE_MIN_BYTES: usize = 4 << 10;
 const PIECE_MAX_BYTES: usize = 64 << 10;
@@ -131,6 +133,12 @@ impl QueueOptions {
     /// end of the child depends on the consumer.
     pub fn bytes_max(&mut self, bytes: usize) -> &mut QueueOptions {
         self.bytes_max = bytes.max(1);
+        self
+    }
+
+    /// Neither of the two bounds: the child is never held up, and what it writes is in memory until it is taken.
+    pub fn unbounded(&mut self) -> &mut QueueOptions {
+        (self.items_max, self.bytes_max) = (usize::MAX, usize::MAX);
         self
     }
 
@@ -582,6 +590,7 @@ impl Tap {
         [0, 1].map(|which| Tap { shared: shared.clone(), which, piece_bytes: PIECE_MIN_BYTES, woken: Vec::new() })
     }
 
+    /// Whom the consumer asks to go on.
     pub(crate) fn attach(&self, upstream: Arc<dyn Upstream>) {
         self.shared.lock().streams[self.which].upstream = Some(upstream);
     }
@@ -600,10 +609,6 @@ impl Tap {
     pub(crate) fn is_unwanted(&self) -> bool {
         let state = self.shared.lock();
         state.dropped || state.line_too_long
-    }
-
-    pub(crate) fn is_stalled(&self) -> bool {
-        self.shared.lock().streams[self.which].stalled
     }
 
     /// What the error says of a stream that the consumer did not take to its end, though more `came`.
@@ -689,6 +694,15 @@ impl Tap {
     pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.woken)
     }
+}
+
+/// Between the loop and a thread that writes down what comes.
+pub(crate) fn of_tee() -> (Tap, Queue) {
+    let mut options = QueueOptions::chunks();
+    options.items_max(usize::MAX).bytes_max(TEE_BYTES_MAX);
+    let [tap, _] = Tap::pair(options, 1);
+    let queue = Queue::new(&tap);
+    (tap, queue)
 }
 
 impl Drop for Tap {

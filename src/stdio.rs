@@ -15,6 +15,7 @@ use crate::queue::{Queue, QueueOptions, Tap};
 /// | [`inherit`](Stdio::inherit), [`null`](Stdio::null), `From<OwnedFd>` | whoever had it before | no |
 /// | [`piped`](Stdio::piped) | the caller, who takes it | unless it was taken |
 /// | [`captured`](Stdio::captured), [`captured_limited`](Stdio::captured_limited) | the reactor, which reads it | yes |
+/// | [`tee`](Stdio::tee), [`tee_limited`](Stdio::tee_limited) | the reactor, which reads it, and a thread with the caller's `Write` | yes |
 /// | [`bytes`](Stdio::bytes) | the reactor, which writes it | no |
 /// | [`reader`](Stdio::reader) | a thread with the caller's `Read` | no |
 /// | [`writer`](Stdio::writer) | a thread with the caller's `Write` | yes |
@@ -31,6 +32,8 @@ pub(crate) enum Kind {
     Null,
     Piped,
     Captured(Option<Limit>),
+    /// Captured, and passed on.
+    Tee(Option<Limit>, OneShot<dyn Write + Send>),
     Fd(Arc<OwnedFd>),
     /// This process's descriptor of that number: 1 or 2.
     Ours(RawFd),
@@ -50,6 +53,8 @@ impl std::fmt::Debug for Kind {
             Kind::Piped => f.write_str("piped"),
             Kind::Captured(None) => f.write_str("captured"),
             Kind::Captured(Some(limit)) => write!(f, "captured {limit:?}"),
+            Kind::Tee(None, _) => f.write_str("captured and passed on"),
+            Kind::Tee(Some(limit), _) => write!(f, "captured {limit:?} and passed on"),
             Kind::Fd(fd) => write!(f, "descriptor {}", fd.as_raw_fd()),
             Kind::Ours(number) => write!(f, "our descriptor {number}"),
             Kind::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
@@ -79,6 +84,22 @@ impl Stdio {
     }
 
     /// The reactor reads the stream into memory, without a limit; `wait_with_output` (or [`Ended`](crate::Ended)) has it. Not for stdin.
+    ///
+    /// Each stream has its bytes apart; with [`Stdio::stdout`] for stderr both are one, in order. To have both marked as they came in, take them
+    /// out of a queue without bounds when the child is done:
+    ///
+    /// ```
+    /// use pidloop::{Command, QueueOptions, Stream};
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let (stdout, stderr, chunks) = QueueOptions::chunks().unbounded().both();
+    /// Command::new("sh").args(["-c", "echo out; echo err >&2"]).stdout(stdout).stderr(stderr).run()?;
+    /// let mut chunks: Vec<(Stream, Vec<u8>)> = chunks.collect();
+    /// chunks.sort();
+    /// assert_eq!(chunks, [(Stream::Stdout, b"out\n".to_vec()), (Stream::Stderr, b"err\n".to_vec())]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn captured() -> Stdio {
         Stdio(Kind::Captured(None))
     }
@@ -86,6 +107,31 @@ impl Stdio {
     /// As [`Stdio::captured`], within a limit.
     pub fn captured_limited(limit: Limit) -> Stdio {
         Stdio(Kind::Captured(Some(limit)))
+    }
+
+    /// As [`Stdio::captured`], and all of it is passed on to `writer` as it comes: a file, this process's own stdout; `tee(1)`.
+    ///
+    /// The reactor reads, and a thread of its own writes, as with [`Stdio::writer`], which see for how that ends. A writer that is slow holds
+    /// the child up when a mebibyte waits for it, and nobody else. One that fails (a full disk) is given up, the capture goes on, and
+    /// [`Exit::check`](crate::Exit::check) names the failure of a child that otherwise did well ([`ErrorKind::Io`](crate::ErrorKind::Io)).
+    /// It serves one spawn, as [`Stdio::reader`].
+    ///
+    /// ```
+    /// use pidloop::{Command, Stdio};
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let output = Command::new("echo").arg("seen twice").stdout(Stdio::tee(std::io::stdout())).output()?;
+    /// assert_eq!(output.stdout, b"seen twice\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn tee(writer: impl Write + Send + 'static) -> Stdio {
+        Stdio(Kind::Tee(None, OneShot::new(Box::new(writer))))
+    }
+
+    /// As [`Stdio::tee`], where what is captured is limited and what is passed on is not.
+    pub fn tee_limited(limit: Limit, writer: impl Write + Send + 'static) -> Stdio {
+        Stdio(Kind::Tee(Some(limit), OneShot::new(Box::new(writer))))
     }
 
     /// The reactor writes these bytes to the child's stdin and closes it. A child that does not read them is no error; what it has left

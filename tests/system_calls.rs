@@ -182,7 +182,7 @@ fn captured_output() {
         check(
             "captured_output",
             subject("output"),
-            &format!("{EVERY} close 4 close_range 1 epoll_ctl 6 fcntl 2 ioctl 2 pipe2 2 write 2"),
+            &format!("{EVERY} close 4 close_range 1 epoll_ctl 6 fcntl 2 pipe2 2 write 2"),
         );
     }
 }

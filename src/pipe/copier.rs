@@ -15,11 +15,12 @@ use std::thread;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-use super::{Source, read_into};
+use super::Source;
 use crate::error::{Error, ErrorKind, Result, Stage};
+use crate::queue::Queue;
 use crate::stdio::Claim;
-use crate::sys::PerProcess;
 use crate::sys::process::{with_signals_blocked, write_without_sigpipe};
+use crate::sys::{PerProcess, read_behind};
 use crate::tell::{Level, tell};
 
 /// How many of these threads there are at most, those included that were left behind.
@@ -43,8 +44,8 @@ pub(crate) struct Copier(Arc<Control>);
 
 #[derive(Debug)]
 struct Control {
-    /// Readable once the pipe was taken away: it ends the thread's sleep. Never read.
-    taken_away: OwnedFd,
+    /// Readable once the pipe was taken away: it ends the thread's sleep. Never read. None where there is no pipe.
+    taken_away: Option<OwnedFd>,
     /// The thread reads from the pipe under this lock, so that what the exit left there can be counted.
     ours: Mutex<Ours>,
 }
@@ -70,6 +71,8 @@ pub(crate) enum Work {
     Read(Claim<dyn Read + Send>),
     /// What comes from our end goes there.
     Write(Claim<dyn Write + Send>),
+    /// What the loop hands on goes there.
+    Tee(Claim<dyn Write + Send>, Queue),
 }
 
 /// The descriptor that a [`Standby`] needs beside the pipe.
@@ -78,10 +81,11 @@ pub(crate) fn event() -> io::Result<OwnedFd> {
 }
 
 impl Standby {
-    /// `ours` does not block.
-    pub(crate) fn new(work: Work, ours: OwnedFd, event: OwnedFd) -> Result<Standby> {
-        let ours = Ours { end: Some(Source::new(Arc::new(ours))), rest: Vec::new() };
-        let copier = Copier(Arc::new(Control { taken_away: event, ours: Mutex::new(ours) }));
+    /// `pipe`: our end, which does not block, and an event; of what the loop itself reads there is none.
+    pub(crate) fn new(work: Work, pipe: Option<(OwnedFd, OwnedFd)>) -> Result<Standby> {
+        let (end, taken_away) = pipe.unzip();
+        let ours = Ours { end: end.map(|end| Source::new(Arc::new(end))), rest: Vec::new() };
+        let copier = Copier(Arc::new(Control { taken_away, ours: Mutex::new(ours) }));
         Ok(Standby { copier, thread: start_thread()?, work })
     }
 
@@ -100,6 +104,10 @@ impl Standby {
             Work::Write(claim) => {
                 let writer = claim.redeem();
                 Box::new(move || copier.copy_out(writer, &told))
+            }
+            Work::Tee(claim, queue) => {
+                let writer = claim.redeem();
+                Box::new(move || copier.pass_on(queue, writer, &told))
             }
         };
         // The thread waits for this and for nothing else.
@@ -171,7 +179,10 @@ impl Copier {
             return false;
         };
         while let owed @ 1.. = end.owed() {
-            match end.read(|fd| read_into(fd, &mut ours.rest, owed)) {
+            match end.read(|fd| {
+                ours.rest.reserve(owed);
+                read_behind(fd, &mut ours.rest, owed)
+            }) {
                 Ok(1..) | Err(Errno::INTR) => {}
                 Ok(0) | Err(_) => break,
             }
@@ -218,6 +229,16 @@ impl Copier {
         self.conclude(result, writer, told);
     }
 
+    fn pass_on(&self, queue: Queue, mut writer: Box<dyn Write + Send>, told: &dyn Told) {
+        let result = guarded(|| {
+            for chunk in queue {
+                writer.write_all(&chunk)?;
+            }
+            writer.flush()
+        });
+        self.conclude(result, writer, told);
+    }
+
     /// Told first, then closed: a child that ends because of that ends later. Dropped before the end is told: who waits for it finds the
     /// value gone.
     fn conclude<T: ?Sized>(&self, result: io::Result<()>, value: Box<T>, told: &dyn Told) {
@@ -246,7 +267,9 @@ impl Control {
     }
 
     fn wake(&self) {
-        let _ = rustix::io::write(&self.taken_away, &1u64.to_ne_bytes());
+        if let Some(event) = &self.taken_away {
+            let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -256,6 +279,8 @@ impl Control {
     /// The next bytes of the stream; false at its end.
     fn take(&self, chunk: &mut Vec<u8>) -> bool {
         chunk.clear();
+        // What a cut has read may have taken its place.
+        chunk.reserve(CHUNK_BYTES);
         loop {
             let mut ours = self.ours();
             if !ours.rest.is_empty() {
@@ -265,7 +290,7 @@ impl Control {
             let Some(end) = &mut ours.end else {
                 return false;
             };
-            match end.read(|fd| read_into(fd, chunk, CHUNK_BYTES)) {
+            match end.read(|fd| read_behind(fd, chunk, CHUNK_BYTES)) {
                 Ok(n) => return n > 0,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -296,7 +321,8 @@ impl Control {
 
     /// Until the pipe is ready or taken away.
     fn sleep(&self, fd: &OwnedFd, flags: PollFlags) {
-        let mut fds = [PollFd::new(fd, flags), PollFd::new(&self.taken_away, PollFlags::IN)];
+        let Some(taken_away) = &self.taken_away else { return };
+        let mut fds = [PollFd::new(fd, flags), PollFd::new(taken_away, PollFlags::IN)];
         // Interrupted: the caller looks again.
         let _ = poll(&mut fds, None);
     }

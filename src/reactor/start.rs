@@ -15,9 +15,11 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::events::EventKind;
 use crate::helpers;
+use crate::pipe::capture::Capture;
 use crate::pipe::copier::{self, Copier, Standby, Work};
-use crate::pipe::{self, Capture, Feed};
+use crate::pipe::{self, Feed};
 use crate::process::Membership;
+use crate::queue;
 use crate::scope::Scope;
 use crate::spawn::{self, BUSY_PAUSE, Born, Busy, Group, Options, Plan, Source};
 use crate::spawner::{Job, Ticket};
@@ -582,6 +584,14 @@ impl Wires {
                 self.captures[which - 1] = Some(Capture::queued(ours, tap));
                 End::Made(theirs)
             }
+            Kind::Tee(limit, writer) => {
+                let (tap, queue) = queue::of_tee();
+                self.standbys[which] = Some(Standby::new(Work::Tee(claim(&writer)?, queue), None)?);
+                let (ours, theirs) = self.pipe(which)?;
+                pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
+                self.captures[which - 1] = Some(Capture::with_tee(ours, limit, tap));
+                End::Made(theirs)
+            }
             Kind::Reader(reader) => self.stand_by(which, Work::Read(claim(&reader)?))?,
             Kind::Writer(writer) => self.stand_by(which, Work::Write(claim(&writer)?))?,
         })
@@ -592,7 +602,7 @@ impl Wires {
         let (ours, theirs) = self.pipe(which)?;
         pipe::set_nonblocking(ours.as_fd()).map_err(streams)?;
         let event = self.out_of_the_way(copier::event().map_err(streams)?);
-        self.standbys[which] = Some(Standby::new(work, ours, event)?);
+        self.standbys[which] = Some(Standby::new(work, Some((ours, event)))?);
         Ok(End::Made(theirs))
     }
 

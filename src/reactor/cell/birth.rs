@@ -9,7 +9,7 @@ use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
 use crate::lifecycle::{Event, Phase};
-use crate::pipe::Capture;
+use crate::pipe::capture::Capture;
 use crate::process::{self, WaitMode};
 use crate::reactor::stop::Delay;
 use crate::scope::Scope;

@@ -12,7 +12,7 @@ use crate::error::{ErrorKind, Result};
 use crate::events::EventKind;
 use crate::helpers;
 use crate::lifecycle::{Event, Phase};
-use crate::pipe::Capture;
+use crate::pipe::capture::Capture;
 use crate::process::{self, WaitMode};
 use crate::reactor::stop::{Deed, Delay, Failure, Ladder, Rung};
 use crate::scope::Scope;

@@ -11,8 +11,9 @@ use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::events::EventKind;
 use crate::exit::{Captured, Server, Stream, Unserved};
 use crate::lifecycle::Event;
+use crate::pipe::Pumped;
+use crate::pipe::capture::Capture;
 use crate::pipe::copier::Copier;
-use crate::pipe::{Capture, Pumped};
 use crate::queue::QueueEnd;
 use crate::reactor::core::fired;
 use crate::reactor::stop::Delay;
@@ -139,33 +140,39 @@ impl Cell {
             self.release_pidfd(life);
         }
         if let Some(extra) = &mut life.extra {
-            extra.captures.iter_mut().flatten().for_each(Capture::note_owed);
             extra.copiers.iter().flatten().for_each(Copier::note_owed);
             // Nobody asked to wait longer for the output of what was stopped.
             if stopped && extra.wait_delay.is_none() && life.has_streams() {
                 return self.cut(life);
             }
         }
-        self.end_unwanted(life);
+        (0..2).for_each(|which| self.read_rest(life, which));
         self.check_streams(life);
     }
 
-    /// What it left is taken whether its consumer has room or not; of what nobody takes no more is awaited.
-    fn end_unwanted(self: &Arc<Cell>, life: &mut Life) {
-        for which in 0..2 {
-            let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
-                continue;
-            };
-            if !capture.is_held_up() {
-                continue;
-            }
-            if capture.is_refused() {
-                let came = capture.pump(false) == Pumped::Refused;
-                note_complaint(life, which, came);
-                self.end_capture(life, which, false);
-            } else {
-                self.look_again(life, which);
-            }
+    /// Of a dead child: what it left is read, whether its consumer has room or not; of what nobody takes no more is awaited. Where that was
+    /// not the end, it is known from now on how much of what is there may be the child's own.
+    fn read_rest(self: &Arc<Cell>, life: &mut Life, which: usize) {
+        let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
+            return;
+        };
+        if capture.is_refused() {
+            let came = capture.pump(true) == Pumped::Refused;
+            note_complaint(life, which, came);
+            return self.end_capture(life, which, false);
+        }
+        if capture.has_consumer() {
+            capture.note_owed();
+        }
+        let is_more = self.pump_capture(life, which, true);
+        let Some(capture) = life.extra.as_mut().and_then(|e| e.captures[which].as_mut()) else {
+            return;
+        };
+        if is_more {
+            capture.note_owed();
+            self.look_again(life, which);
+        } else if !capture.has_consumer() {
+            capture.owe_nothing();
         }
     }
 
