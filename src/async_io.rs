@@ -285,7 +285,46 @@ into_async!(ChildStdin => AsyncWriter, ChildStdout => AsyncReader, ChildStderr =
 mod for_futures {
     use std::pin::Pin;
 
+    use futures_core::Stream;
+
     use super::{AsyncReader, AsyncWriter, Context, Poll, io};
+    use crate::events::{Event, Events};
+    use crate::queue::{Queue, QueueItem};
+
+    /// A queue that is no iterator any more: with both traits in scope each method would have to be called by its trait's name.
+    struct Items<T: QueueItem>(Queue<T>);
+
+    impl<T: QueueItem> Stream for Items<T> {
+        type Item = T;
+
+        fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+            self.0.poll_item(cx)
+        }
+    }
+
+    impl<T: QueueItem> Queue<T> {
+        /// [`Queue::next_async`], again and again. (Feature `futures`.)
+        pub fn into_stream(self) -> impl Stream<Item = T> + Send + Unpin {
+            Items(self)
+        }
+    }
+
+    struct Happenings(Events);
+
+    impl Stream for Happenings {
+        type Item = Event;
+
+        fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+            self.0.poll_next_event(cx)
+        }
+    }
+
+    impl Events {
+        /// [`Events::next_async`], again and again. (Feature `futures`.)
+        pub fn into_stream(self) -> impl Stream<Item = Event> + Send + Unpin {
+            Happenings(self)
+        }
+    }
 
     impl futures_io::AsyncRead for AsyncReader {
         fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {

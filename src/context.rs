@@ -92,6 +92,9 @@ struct Node {
     /// Somebody may write to `event` without setting the flag.
     handed_out: AtomicBool,
     source: Option<Source>,
+    /// The token that it was made from, or that is cancelled with it.
+    #[cfg(feature = "tokio")]
+    bond: OnceLock<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -251,6 +254,8 @@ impl Context {
             event: OnceLock::new(),
             handed_out: AtomicBool::new(false),
             source,
+            #[cfg(feature = "tokio")]
+            bond: OnceLock::new(),
         }));
         if let Some(parent) = parent {
             parent.link(&context);
@@ -438,6 +443,20 @@ impl Context {
         listener.is_some()
     }
 
+    #[cfg(feature = "tokio")]
+    pub(crate) fn downgrade(&self) -> WeakContext {
+        WeakContext(Arc::downgrade(&self.0))
+    }
+
+    /// What is kept with it for as long as somebody has it; made when it is first asked for.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn bind(
+        &self,
+        make: impl FnOnce() -> Box<dyn std::any::Any + Send + Sync>,
+    ) -> &(dyn std::any::Any + Send + Sync) {
+        &**self.0.bond.get_or_init(make)
+    }
+
     /// Sets the flag, here and in everything below that has none, and tells whoever listens.
     fn fire(&self, cause: &Cause) {
         if self.0.fired.get().is_some() {
@@ -459,6 +478,17 @@ impl Context {
             listeners.extend(std::mem::take(&mut links.listeners).into_iter().map(|(_, listener)| listener));
         }
         listeners.into_iter().for_each(|listener| listener.tell.tell());
+    }
+}
+
+/// A context that is not kept alive.
+#[cfg(feature = "tokio")]
+pub(crate) struct WeakContext(Weak<Node>);
+
+#[cfg(feature = "tokio")]
+impl WeakContext {
+    pub(crate) fn upgrade(&self) -> Option<Context> {
+        self.0.upgrade().map(Context)
     }
 }
 
@@ -533,7 +563,8 @@ impl Drop for Node {
 fn unlink(node: &mut Node) -> Option<Context> {
     let is_ours = node.is_ours();
     let listeners = std::mem::take(&mut node.links.get_mut().unwrap_or_else(PoisonError::into_inner).listeners);
-    let calls = listeners.into_iter().map(|(_, listener)| listener).filter(|l| matches!(l.tell, Tell::Call(_)));
+    // A waker here is a token's: a future that waits holds its context.
+    let calls = listeners.into_iter().map(|(_, listener)| listener).filter(|l| !matches!(l.tell, Tell::Nothing));
     let Some(parent) = node.parent.take() else {
         // Nothing can end it any more. What the closures hold is the caller's.
         calls.filter(|_| is_ours).for_each(|listener| helpers::run(Box::new(move || drop(listener))));

@@ -2,7 +2,7 @@
 //! child's life.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::context::{Context, HandedOut, ListenKey, Listener, Tell};
 use crate::error::{Error, Result, Stage};
 use crate::events::Events;
 use crate::reactor::core::Core;
-use crate::reactor::{Inbox, Loop, Reactor, Survivor, shut_down};
+use crate::reactor::{Inbox, Loop, Reactor, ShuttingDown, Survivor, shut_down};
 use crate::stats::Stats;
 use crate::sys::Leaked;
 use crate::sys::process::with_signals_blocked;
@@ -58,6 +58,20 @@ impl Driver {
     /// Later spawns fail with [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown).
     pub fn shutdown(&self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
         self.seat.shutdown(grace, kill_after)
+    }
+
+    /// As [`Driver::shutdown`], without blocking; for any runtime. Nothing happens before the future is polled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes no further step: nothing is started any more, the stops that were sent go on, a SIGKILL that was still to
+    /// come is not sent.
+    pub fn shutdown_async(
+        &self,
+        grace: Duration,
+        kill_after: Duration,
+    ) -> impl Future<Output = Vec<Survivor>> + Send + use<> {
+        shut_down_async(self.core().clone(), [grace, kill_after])
     }
 
     /// What it has counted and timed since it was made.
@@ -113,6 +127,73 @@ pub fn shutdown(grace: Duration, kill_after: Duration) -> Vec<Survivor> {
         Ok(seat) => seat.shutdown(grace, kill_after),
         // What cannot even start has no children.
         Err(_) => Vec::new(),
+    }
+}
+
+/// As [`shutdown`], without blocking; for any runtime.
+///
+/// # Cancel safety
+///
+/// As [`Driver::shutdown_async`].
+pub async fn shutdown_async(grace: Duration, kill_after: Duration) -> Vec<Survivor> {
+    match Seat::default() {
+        Ok(seat) => shut_down_async(seat.core.clone(), [grace, kill_after]).await,
+        Err(_) => Vec::new(),
+    }
+}
+
+async fn shut_down_async(core: Arc<Core>, limits: [Duration; 2]) -> Vec<Survivor> {
+    let mut ending = ShuttingDown::new(&core);
+    let mut is_empty = false;
+    while let Some(span) = ending.next(limits, is_empty) {
+        // Watched by the default driver, as every deadline that has no child.
+        let mut time = Context::new().with_timeout(span).cancelled();
+        let mut empty = Empty { core: &core, awaited: None };
+        is_empty = poll_fn(|cx| match Pin::new(&mut empty).poll(cx) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => Pin::new(&mut time).poll(cx).map(|()| false),
+        })
+        .await;
+    }
+    ending.survivors()
+}
+
+/// Waits until a core that is closing, and those it has taken over, have no child left.
+struct Empty<'a> {
+    core: &'a Core,
+    /// The one that has children, and our place among those who wait for it.
+    awaited: Option<(Arc<Core>, u64)>,
+}
+
+impl Future for Empty<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        // A forked copy: a lock may be held for ever.
+        let family = if self.core.is_ours() { self.core.family() } else { Vec::new() };
+        for core in family {
+            let known = self.awaited.take();
+            let mut key = known.as_ref().filter(|(known, _)| Arc::ptr_eq(known, &core)).map(|(_, key)| *key);
+            let kept = key.is_some();
+            let waits = core.wake_when_empty(&mut key, cx.waker());
+            match known {
+                Some((former, old)) if !(kept && waits) => former.forget_waker(old),
+                _ => {}
+            }
+            if let (true, Some(key)) = (waits, key) {
+                self.awaited = Some((core, key));
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Empty<'_> {
+    fn drop(&mut self) {
+        if let Some((core, key)) = self.awaited.take() {
+            core.forget_waker(key);
+        }
     }
 }
 
@@ -272,7 +353,7 @@ fn vigil() -> HandedOut {
 }
 
 /// Listens first and reads then what there is to watch: a descriptor that is handed out meanwhile is seen by one of the two.
-fn listen(context: &Context, tell: Tell) -> std::result::Result<ListenKey, Listener> {
+pub(crate) fn listen(context: &Context, tell: Tell) -> std::result::Result<ListenKey, Listener> {
     let vigil = vigil();
     let key = context.listen(Listener { tell, handed_out: vigil.clone() })?;
     if let Some(context) = context.may_end_by_itself() {

@@ -45,6 +45,8 @@ mod tell;
 mod terminal;
 mod timer;
 mod token;
+#[cfg(feature = "tokio")]
+mod tokens;
 mod trace;
 
 pub use adopt::Adopt;
@@ -55,7 +57,7 @@ pub use command::{
     Cancel, CgroupScope, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target,
 };
 pub use context::{Context, DropGuard, When};
-pub use driver::{AfterCancel, Cancelled, Driver, events, shutdown, stats};
+pub use driver::{AfterCancel, Cancelled, Driver, events, shutdown, shutdown_async, stats};
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use events::{Event, EventKind, Events};
 pub use exit::{Captured, Exit, HeldOpen, Output, Stream, Usage};

@@ -329,7 +329,7 @@ impl<T: QueueItem> Queue<T> {
     ///
     /// Dropping the future loses nothing.
     pub fn next_async(&mut self) -> impl Future<Output = Option<T>> + Send + '_ {
-        poll_fn(|context| self.poll_next(context))
+        poll_fn(|context| self.poll_item(context))
     }
 
     /// Why it has ended, as soon as everything has been taken; `None` before. Of two streams that ended differently: the first, in the order of
@@ -342,7 +342,7 @@ impl<T: QueueItem> Queue<T> {
     }
 
     /// The next item; or the waker is woken when there may be one.
-    pub(crate) fn poll_next(&mut self, context: &mut task::Context<'_>) -> Poll<Option<T>> {
+    pub(crate) fn poll_item(&mut self, context: &mut task::Context<'_>) -> Poll<Option<T>> {
         if !self.shared.is_ours() {
             return Poll::Ready(None);
         }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use mio::unix::SourceFd;
@@ -84,6 +85,9 @@ pub(crate) struct Tables {
     ended_trees: VecDeque<(Token, TreeUsage)>,
     /// How many threads sleep until no child is left: to signal a condition nobody waits for is a system call all the same.
     sleepers: u32,
+    /// Futures that wait until no child is left, each by its key; woken by the loop.
+    awaiting: Vec<(u64, Waker)>,
+    next_key: u64,
     /// The tables of loops that were taken over from owners who are gone.
     taken_over: Vec<Arc<Core>>,
     /// Contexts that left, to be dropped when the lock is gone: the last reference to one may be ours, and what waits for it the
@@ -150,6 +154,8 @@ impl Core {
                 unreported: 0,
                 ended_trees: VecDeque::new(),
                 sleepers: 0,
+                awaiting: Vec::new(),
+                next_key: 0,
                 taken_over: Vec::new(),
                 left: Vec::new(),
             }),
@@ -530,6 +536,59 @@ impl Core {
         taken_over.iter().all(|core| core.wait_until_empty(until))
     }
 
+    /// Has `waker` woken when no child is left, by the loop, which has to be closing; false if none is left now. Again with the same key: in
+    /// place of the former waker.
+    pub(crate) fn wake_when_empty(&self, key: &mut Option<u64>, waker: &Waker) -> bool {
+        // Cloned and dropped outside the lock: a waker is somebody else's code.
+        let waker = waker.clone();
+        let mut tables = self.tables();
+        if tables.children.is_empty() {
+            return false;
+        }
+        let key = *key.get_or_insert_with(|| {
+            tables.next_key += 1;
+            tables.next_key
+        });
+        let former = tables.take_waker(key);
+        tables.awaiting.push((key, waker));
+        drop(tables);
+        drop(former);
+        true
+    }
+
+    pub(crate) fn forget_waker(&self, key: u64) {
+        if self.is_ours() {
+            let former = self.tables().take_waker(key);
+            drop(former);
+        }
+    }
+
+    /// By the loop at the end of a turn, and when it is dropped: whoever leaves last makes it come round.
+    pub(super) fn tell_if_empty(&self) {
+        if !self.is_ours() {
+            return;
+        }
+        let mut tables = self.tables();
+        if tables.awaiting.is_empty() || !tables.children.is_empty() {
+            return;
+        }
+        let wakers = std::mem::take(&mut tables.awaiting);
+        drop(tables);
+        wakers.into_iter().for_each(|(_, waker)| wake(waker));
+    }
+
+    /// It and the loops it has taken over, and theirs.
+    pub(crate) fn family(&self) -> Vec<Arc<Core>> {
+        let mut found: Vec<Arc<Core>> = self.this.upgrade().into_iter().collect();
+        let mut seen = 0;
+        while let Some(core) = found.get(seen).cloned() {
+            seen += 1;
+            let taken_over = core.tables().taken_over.clone();
+            found.extend(taken_over);
+        }
+        found
+    }
+
     // ── loops that were taken over ──
 
     /// The owner of `core` is gone; its children are counted as ours from now on.
@@ -661,6 +720,11 @@ impl Drop for Core {
 }
 
 impl Tables {
+    fn take_waker(&mut self, key: u64) -> Option<Waker> {
+        let place = self.awaiting.iter().position(|(other, _)| *other == key)?;
+        Some(self.awaiting.swap_remove(place).1)
+    }
+
     fn check_open(&self) -> Result<()> {
         match self.state {
             State::Open => Ok(()),

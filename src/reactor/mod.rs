@@ -377,36 +377,78 @@ fn find(core: &Core, id: ChildId) -> Result<Arc<Cell>> {
     core.child(id.0).or_else(|| core.ended(id.0)).ok_or_else(|| Error::new(ErrorKind::NoSuchChild))
 }
 
-/// The steps of a shutdown; `wait` sleeps until no child is left or the time has come, and says whether none is left.
+/// A shutdown; `wait` sleeps until no child is left or the time has come, and says whether none is left.
 pub(crate) fn shut_down(
     core: &Core,
     grace: Duration,
     kill_after: Duration,
     mut wait: impl FnMut(Instant) -> bool,
 ) -> Vec<Survivor> {
-    if !core.is_ours() {
-        return Vec::new();
+    let mut ending = ShuttingDown::new(core);
+    let mut is_empty = false;
+    while let Some(span) = ending.next([grace, kill_after], is_empty) {
+        is_empty = wait(in_time(span));
     }
-    core.close();
-    if wait(in_time(grace)) {
-        return Vec::new();
+    ending.survivors()
+}
+
+/// How far a shutdown has got.
+pub(crate) struct ShuttingDown<'a> {
+    core: &'a Core,
+    next: Option<Step>,
+    left: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Closing,
+    Stopping,
+    Killing,
+    Looking,
+}
+
+impl<'a> ShuttingDown<'a> {
+    pub(crate) fn new(core: &'a Core) -> ShuttingDown<'a> {
+        ShuttingDown { core, next: core.is_ours().then_some(Step::Closing), left: usize::MAX }
     }
-    for cell in core.all_children() {
-        cell.stop(Cause::ShutDown);
+
+    /// Takes the next step, and says how long its children are waited for; `None`: it is over. `is_empty`: none is left.
+    pub(crate) fn next(&mut self, [grace, kill_after]: [Duration; 2], is_empty: bool) -> Option<Duration> {
+        let (next, span) = match self.next.filter(|_| !is_empty)? {
+            Step::Closing => {
+                self.core.close();
+                (Step::Stopping, grace)
+            }
+            Step::Stopping => {
+                self.core.all_children().iter().for_each(|cell| cell.stop(Cause::ShutDown));
+                (Step::Killing, kill_after)
+            }
+            Step::Killing => {
+                let left = self.core.all_children();
+                self.left = left.len();
+                left.iter().for_each(|cell| cell.kill_stopping(Cause::ShutDown));
+                (Step::Looking, STUCK)
+            }
+            Step::Looking => {
+                let left = self.core.all_children().len();
+                if std::mem::replace(&mut self.left, left) == left {
+                    return None;
+                }
+                (Step::Looking, STUCK)
+            }
+        };
+        self.next = Some(next);
+        Some(span)
     }
-    if wait(in_time(kill_after)) {
-        return Vec::new();
-    }
-    let mut left = core.all_children();
-    left.iter().for_each(|cell| cell.kill_stopping(Cause::ShutDown));
-    while !wait(in_time(STUCK)) {
-        let left_before = std::mem::replace(&mut left, core.all_children()).len();
-        if left.len() == left_before {
-            break;
+
+    /// Who is left at the end.
+    pub(crate) fn survivors(&self) -> Vec<Survivor> {
+        if !self.core.is_ours() {
+            return Vec::new();
         }
+        let survivor = |cell: &Arc<Cell>| Survivor { pid: cell.pid(), command: cell.label.clone() };
+        self.core.all_children().iter().map(survivor).collect()
     }
-    let survivor = |cell: &Arc<Cell>| Survivor { pid: cell.pid(), command: cell.label.clone() };
-    core.all_children().iter().map(survivor).collect()
 }
 
 fn in_time(span: Duration) -> Instant {

@@ -2,7 +2,6 @@
 //! read or written it does not see.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -12,7 +11,7 @@ use slab::Slab;
 
 use super::core::{Core, next_generation};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tell::{Level, tell};
+use crate::tell::wake;
 use crate::token::{Kind, Token};
 
 /// Which way the bytes go.
@@ -173,11 +172,7 @@ impl Bell {
         self.rings.fetch_add(1, Ordering::AcqRel);
         let waker = waiting.waker.take();
         drop(waiting);
-        if let Some(waker) = waker {
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tell(Level::Warn, format_args!("a waker panicked"));
-            }
-        }
+        waker.into_iter().for_each(wake);
     }
 
     fn die(&self) {

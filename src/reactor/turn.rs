@@ -155,6 +155,7 @@ impl Loop {
         self.serve_ports();
         self.serve_pipes();
         self.serve_nested();
+        self.core.tell_if_empty();
         if count == EVENTS_TURN_MAX || self.has_leftovers() {
             // An outer loop does not hear again of what was left.
             self.core.wake();
@@ -356,6 +357,12 @@ fn poll_above_the_standard_streams() -> io::Result<Poll> {
             return Ok(poll);
         }
         low.push(poll);
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.core.tell_if_empty();
     }
 }
 
