@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, rounds, sh};
 use pidloop::{AsyncReader, Cause, Command, Context, Driver, ErrorKind, QueueOptions, Signal, Stdio};
 
-type Boxed<T = ()> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Maker = Box<dyn FnMut() -> Boxed>;
 
 /// How a future is polled.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,7 +78,7 @@ fn drop_everywhere(mut make: impl FnMut() -> Boxed, manner: Manner) {
 }
 
 /// Each future there is, by its name; of a child that soon ends.
-fn futures() -> Vec<(&'static str, Box<dyn FnMut() -> Boxed>)> {
+fn futures() -> Vec<(&'static str, Maker)> {
     fn boxed(future: impl Future + Send + 'static) -> Boxed {
         Box::pin(async { drop(future.await) })
     }
@@ -431,7 +432,6 @@ fn dropped_at_random_points() {
         throw(rounds(300));
         eventually("no child is left", || children_of_ours().is_empty());
         eventually("no descriptor is left", || open_descriptors() == descriptors);
-        drop(throw);
         eventually("no waker is left", || Arc::strong_count(&wakes) == 2);
         let grown = resident_kib().saturating_sub(memory);
         println!("{} KiB more, woken {} times", grown, wakes.0.load(Ordering::Relaxed));
