@@ -307,17 +307,27 @@ fn leave_to_default(turning: Loop) {
         }
         return;
     }
-    match Seat::default() {
-        Ok(seat) => {
-            seat.core.take_over(turning.core());
-            seat.inbox.push(turning);
-            seat.core.wake();
+    hand_over(turning);
+}
+
+fn hand_over(mut turning: Loop) {
+    let error = loop {
+        match Seat::default() {
+            Ok(seat) => {
+                let core = turning.core().clone();
+                seat.core.take_over(&core);
+                match seat.inbox.push(turning) {
+                    Ok(()) => return seat.core.wake(),
+                    // It died a moment ago: the next default driver.
+                    Err(back) => turning = *back,
+                }
+                seat.core.forget(&core);
+            }
+            Err(error) => break error,
         }
-        Err(error) => {
-            tell(Level::Warn, format_args!("the default driver cannot take over ({error}): a helper thread does"));
-            crate::helpers::run(Box::new(move || turning.turn_to_the_end()));
-        }
-    }
+    };
+    tell(Level::Warn, format_args!("the default driver cannot take over ({error}): a helper thread does"));
+    crate::helpers::run(Box::new(move || turning.turn_to_the_end()));
 }
 
 // ── contexts, for those who only wait for them ──

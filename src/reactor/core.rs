@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,7 +30,7 @@ use crate::stats::Recorder;
 use crate::sys::process::generation;
 use crate::tell::{Level, tell, wake};
 use crate::timer::{Alarm, Clock, Timers};
-use crate::token::{ChildId, Kind, Token};
+use crate::token::{ChildId, Kind, SLOTS_MAX, Token};
 
 /// Whether children may still be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub(crate) struct Tables {
 
 #[derive(Debug)]
 struct ChildSlot {
-    generation: u32,
+    generation: u64,
     cell: Arc<Cell>,
     links: Links,
 }
@@ -114,7 +114,7 @@ enum Links {
 
 #[derive(Debug)]
 struct ContextSlot {
-    generation: u32,
+    generation: u64,
     context: Context,
     /// Slots of the children attached to it.
     members: Slab<u32>,
@@ -437,6 +437,7 @@ impl Core {
         deadline: Option<Instant>,
     ) -> Result<Token> {
         tables.check_open()?;
+        check_room(&tables.children)?;
         let generation = next_generation();
         let slot = tables.children.insert(ChildSlot { generation, cell: cell.clone(), links: Links::None }) as u32;
         let token = Token::new(Kind::Child, generation, slot);
@@ -459,14 +460,14 @@ impl Core {
             tables.deadlines.insert(slot, at);
             tables.arm(self, at, (token, Clock::Deadline));
         }
-        tables.unreported += 1;
+        tables.unreported += usize::from(self.collects);
         Ok(token)
     }
 
     /// Takes back what [`Core::enter`] did: it came to nothing.
     pub(crate) fn withdraw(&self, token: Token) {
         let reported = self.with(|tables| {
-            tables.unreported -= 1;
+            tables.unreported -= usize::from(self.collects);
             // It may have ended meanwhile, if it is taken back for the sake of another.
             let cell = tables.ended_cells.remove(&token);
             if cell.is_some() {
@@ -632,7 +633,7 @@ impl Core {
         self.with(|tables| {
             if let Some(entry) = tables.context_slot(token) {
                 entry.users -= 1;
-                tables.release_context(self, token.slot);
+                tables.release_context(self, token.slot());
             }
         });
     }
@@ -644,9 +645,9 @@ impl Core {
                 return Ok(());
             };
             if context.is_handed_out() {
-                tables.register_eventfd(self, token.slot)?;
+                tables.register_eventfd(self, token.slot())?;
             }
-            tables.attach_above(self, &context).map(|parent| tables.put_below(self, token.slot, parent))
+            tables.attach_above(self, &context).map(|parent| tables.put_below(self, token.slot(), parent))
         });
         if let Err(error) = watched {
             tell(Level::Error, format_args!("a cancel_fd is not watched: {error}"));
@@ -658,8 +659,8 @@ impl Core {
         self.tables().context_slot(token).is_some_and(|entry| !std::mem::replace(&mut entry.stopping, true))
     }
 
-    /// The children of a context at the next `at_most` places, from `cursor` on; says where to go on, if there are more places: also
-    /// empty ones are work, and a context may have had many more children than it has.
+    /// The children of a context at the next `at_most` places, from `cursor` on; says how many places that were, since also empty ones are
+    /// work, and a context may have had many more children than it has; and where to go on, if there are more.
     ///
     /// A child that enters behind the cursor is not missed: it reads the context's flag after entering, and the flag is set.
     pub(crate) fn members(
@@ -668,13 +669,14 @@ impl Core {
         cursor: usize,
         at_most: usize,
         cells: &mut Vec<Arc<Cell>>,
-    ) -> Option<usize> {
+    ) -> (usize, Option<usize>) {
         let tables = self.tables();
-        let entry = tables.contexts.get(token.slot as usize).filter(|c| c.generation == token.generation)?;
+        let entry = tables.contexts.get(token.slot() as usize).filter(|c| c.generation == token.generation());
+        let Some(entry) = entry else { return (0, None) };
         let end = entry.members.capacity().min(cursor + at_most);
         let slots = (cursor..end).filter_map(|place| entry.members.get(place));
         cells.extend(slots.map(|slot| tables.children[*slot as usize].cell.clone()));
-        (end < entry.members.capacity()).then_some(end)
+        (end - cursor, (end < entry.members.capacity()).then_some(end))
     }
 
     /// Puts everything into the epoll set and the timers anew, so that every edge and every deadline the former loop may have
@@ -734,11 +736,11 @@ impl Tables {
     }
 
     fn child_slot(&mut self, token: Token) -> Option<&mut ChildSlot> {
-        self.children.get_mut(token.slot as usize).filter(|slot| slot.generation == token.generation)
+        self.children.get_mut(token.slot() as usize).filter(|slot| slot.generation == token.generation())
     }
 
     fn context_slot(&mut self, token: Token) -> Option<&mut ContextSlot> {
-        self.contexts.get_mut(token.slot as usize).filter(|slot| slot.generation == token.generation)
+        self.contexts.get_mut(token.slot() as usize).filter(|slot| slot.generation == token.generation())
     }
 
     fn arm(&mut self, core: &Core, at: Instant, alarm: Alarm) {
@@ -751,14 +753,14 @@ impl Tables {
 
     /// Of a child that is in its slot, or was until now.
     fn forget_deadline(&mut self, token: Token) {
-        if let Some(at) = self.deadlines.remove(&token.slot) {
+        if let Some(at) = self.deadlines.remove(&token.slot()) {
             self.timers.disarm(at, (token, Clock::Deadline));
         }
     }
 
     fn leave(&mut self, core: &Core, token: Token) -> Option<Arc<Cell>> {
         self.child_slot(token)?;
-        let slot = self.children.remove(token.slot as usize);
+        let slot = self.children.remove(token.slot() as usize);
         self.forget_deadline(token);
         for (context, place) in slot.links.iter() {
             self.contexts[context as usize].members.remove(place as usize);
@@ -841,6 +843,7 @@ impl Tables {
     }
 
     fn register_context(&mut self, core: &Core, context: Context) -> Result<u32> {
+        check_room(&self.contexts)?;
         let generation = next_generation();
         let deadline = context.deadline();
         let entry = self.contexts.vacant_entry();
@@ -936,9 +939,17 @@ fn setup(error: rustix::io::Errno) -> Error {
 }
 
 /// One sequence for all reactors, so that a token of one never names a tenant of another.
-pub(super) fn next_generation() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    Token::new(Kind::Child, NEXT.fetch_add(1, Ordering::Relaxed), 0).generation
+pub(super) fn next_generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    Token::new(Kind::Child, NEXT.fetch_add(1, Ordering::Relaxed), 0).generation()
+}
+
+/// Slots are as wide as a token has room for.
+pub(super) fn check_room<T>(slab: &Slab<T>) -> Result<()> {
+    if slab.vacant_key() < SLOTS_MAX {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::NoMemory).at(Stage::Register).saying(format!("a reactor has room for {SLOTS_MAX}")))
 }
 
 /// Why the first of these contexts that has fired did.

@@ -9,7 +9,7 @@ use std::task::Waker;
 use mio::Interest;
 use slab::Slab;
 
-use super::core::{Core, next_generation};
+use super::core::{Core, check_room, next_generation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tell::wake;
 use crate::token::{Kind, Token};
@@ -52,7 +52,7 @@ pub(crate) type Ports = Slab<Entry>;
 
 #[derive(Debug)]
 pub(crate) struct Entry {
-    generation: u32,
+    generation: u64,
     way: Way,
     bell: Arc<Bell>,
     fd: Arc<OwnedFd>,
@@ -69,9 +69,10 @@ impl Port {
         if core.is_dead() {
             return Err(Error::new(ErrorKind::ReactorDied));
         }
+        check_room(&ports)?;
         let token = Token::new(Kind::Port, generation, ports.insert(entry) as u32);
         if let Err(error) = core.register(fd.as_fd(), token, way.interest()) {
-            ports.remove(token.slot as usize);
+            ports.remove(token.slot() as usize);
             return Err(error);
         }
         drop(ports);
@@ -100,7 +101,7 @@ impl Port {
         if self.core.is_ours() {
             self.core.deregister(fd.as_fd());
             let mut ports = self.core.ports();
-            let slot = self.token.slot as usize;
+            let slot = self.token.slot() as usize;
             let entry = ports.contains(slot).then(|| ports.remove(slot));
             drop(ports);
             drop(entry);
@@ -186,7 +187,7 @@ impl Core {
         // A stale token is expected: it was dropped meanwhile.
         let bell = {
             let ports = self.ports();
-            let entry = ports.get(token.slot as usize).filter(|entry| entry.generation == token.generation);
+            let entry = ports.get(token.slot() as usize).filter(|entry| entry.generation == token.generation());
             entry.map(|entry| entry.bell.clone())
         };
         bell.into_iter().for_each(|bell| bell.ring());

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mio::{Events, Poll};
@@ -20,7 +20,7 @@ use crate::token::{Kind, Token};
 
 /// How many events one turn takes from the kernel.
 const EVENTS_TURN_MAX: usize = 1024;
-/// How many children of cancelled contexts one turn stops.
+/// How many children of cancelled contexts one turn stops; empty places in their lists included.
 const STOPS_TURN_MAX: usize = 1024;
 /// How many deadlines one turn serves.
 const ALARMS_TURN_MAX: usize = 1024;
@@ -44,15 +44,38 @@ pub(crate) struct Loop {
 
 /// Where a loop is left to be adopted by another one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Inbox(Arc<Mutex<Vec<Loop>>>);
+pub(crate) struct Inbox(Arc<Mutex<Left>>);
+
+#[derive(Debug, Default)]
+struct Left {
+    loops: Vec<Loop>,
+    /// Nobody will come for them any more.
+    is_closed: bool,
+}
 
 impl Inbox {
-    pub(crate) fn push(&self, orphan: Loop) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(orphan);
+    /// Gives it back if nobody will come for it.
+    pub(crate) fn push(&self, orphan: Loop) -> std::result::Result<(), Box<Loop>> {
+        let mut left = self.left();
+        if left.is_closed {
+            return Err(Box::new(orphan));
+        }
+        left.loops.push(orphan);
+        Ok(())
     }
 
     fn take(&self) -> Vec<Loop> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.left().loops)
+    }
+
+    fn close(&self) -> Vec<Loop> {
+        let mut left = self.left();
+        left.is_closed = true;
+        std::mem::take(&mut left.loops)
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,8 +195,10 @@ impl Loop {
         let mut count = 0;
         for event in &self.events {
             count += 1;
-            let token = Token::unpack(event.token().0 as u64);
-            match token.kind {
+            let Some(token) = Token::unpack(event.token().0 as u64) else {
+                continue;
+            };
+            match token.kind() {
                 Kind::Child => batch.exits.push(token),
                 Kind::Tree => batch.trees.push(token.of_kind(Kind::Child)),
                 Kind::Stdin => batch.pipes.push((token, event.is_write_closed())),
@@ -219,9 +244,9 @@ impl Loop {
             let Some((token, cursor)) = self.cancelling.pop_front() else {
                 return;
             };
-            let next = self.core.members(token, cursor, left, &mut self.batch.cells);
+            let (places, next) = self.core.members(token, cursor, left, &mut self.batch.cells);
             // A context without children is work, too.
-            left = left.saturating_sub(1 + self.batch.cells.len());
+            left = left.saturating_sub(places.max(1));
             if let Some(cause) = self.core.context(token).and_then(|context| context.look()) {
                 for cell in self.batch.cells.drain(..) {
                     cell.stop(cause.clone());
@@ -238,7 +263,7 @@ impl Loop {
     fn serve_deadlines(&mut self) {
         self.core.take_due(&mut self.batch.due, ALARMS_TURN_MAX);
         for (token, clock) in self.batch.due.drain(..) {
-            if token.kind == Kind::Context {
+            if token.kind() == Kind::Context {
                 // The look finds the deadline passed, cancels, and that is an event of its own.
                 let _ = self.core.context(token).map(|context| context.look());
             } else if let Some(cell) = self.core.child(token) {
@@ -266,7 +291,7 @@ impl Loop {
                 self.core.recorder.stale_events.increment();
                 continue;
             };
-            if cell.on_pipe(token.kind, hung_up) {
+            if cell.on_pipe(token.kind(), hung_up) {
                 self.unread.push(token, hung_up);
             }
         }
@@ -300,7 +325,7 @@ impl Loop {
 
     fn serve_nested(&mut self) {
         for token in std::mem::take(&mut self.batch.nested) {
-            let slot = token.slot as usize;
+            let slot = token.slot() as usize;
             let Some(inner) = self.adopted.get_mut(slot) else {
                 continue;
             };
@@ -329,8 +354,9 @@ impl Loop {
     /// Nobody will turn it any more: whoever waits is told.
     pub(crate) fn die(&mut self) {
         self.core.die();
+        // Whoever comes later finds another heir: the state of the tables is set.
         for mut inner in
-            self.inbox.take().into_iter().chain(std::mem::take(&mut self.adopted).into_iter().map(|(_, inner)| inner))
+            self.inbox.close().into_iter().chain(std::mem::take(&mut self.adopted).into_iter().map(|(_, inner)| inner))
         {
             inner.die();
         }
@@ -441,7 +467,8 @@ mod tests {
         tokens.into_iter().for_each(|token| core.withdraw(token));
         let context = core.watch(&ctx).unwrap();
         let (mut cursor, mut slices, mut cells) = (0, 0, Vec::new());
-        while let Some(next) = core.members(context, cursor, 1000, &mut cells) {
+        while let (places, Some(next)) = core.members(context, cursor, 1000, &mut cells) {
+            assert_eq!(places, 1000);
             (cursor, slices) = (next, slices + 1);
         }
         assert!(slices >= 2, "one slice looked at {cursor} places");
@@ -471,6 +498,15 @@ mod tests {
             assert!(is_readable(turning.as_fd()), "nobody hears of it (round {round})");
             core.unwatch(token);
         }
+    }
+
+    #[test]
+    fn an_orphan_that_comes_too_late_is_given_back() {
+        let mut dying = Loop::new(false).unwrap();
+        let inbox = dying.inbox();
+        assert!(inbox.push(Loop::new(true).unwrap()).is_ok());
+        dying.die();
+        assert!(inbox.push(Loop::new(true).unwrap()).is_err());
     }
 
     #[test]
