@@ -207,13 +207,13 @@ fn shape(options: &Options) -> Shape {
 /// Whether the child may write its id maps: each has our own id alone. For any other it takes a right that the child, in its new
 /// namespace, does not have here; and without it nobody writes a map of groups where the groups may be set.
 pub(crate) fn maps_itself(options: &Options) -> bool {
-    let is_own = |map: &[(u32, u32, u32)], own: u32| match map {
+    let is_own = |map: &[(u32, u32, u32)], own: fn() -> u32| match map {
         [] => true,
-        [(_, outside, count)] => (*outside, *count) == (own, 1),
+        [(_, outside, count)] => *count == 1 && *outside == own(),
         _ => false,
     };
-    is_own(&options.uid_maps, rustix::process::geteuid().as_raw())
-        && is_own(&options.gid_maps, rustix::process::getegid().as_raw())
+    is_own(&options.uid_maps, || rustix::process::geteuid().as_raw())
+        && is_own(&options.gid_maps, || rustix::process::getegid().as_raw())
         && (options.gid_maps.is_empty() || !options.keep_setgroups)
 }
 
@@ -226,7 +226,7 @@ fn attempt(
     shape: Shape,
 ) -> std::result::Result<Born, Failure> {
     let manner = choose_manner(plan, null, script, ways, shape);
-    let changing = (shape != Shape::Fork && changes_ids(plan.options)).then(Changing::begin);
+    let changing = (shape != Shape::Fork && clears_dumpable(plan.options)).then(Changing::begin);
     match birth::clone(script, manner, plan.publish) {
         Ok(Outcome::Born { pid, pidfd }) => {
             if let Some(changing) = changing {
@@ -532,10 +532,16 @@ fn choose_manner(plan: &Plan<'_>, null: Option<RawFd>, script: &Script, ways: Wa
     }
 }
 
+fn changes_ids(options: &Options) -> bool {
+    options.groups.is_some() || clears_dumpable(options)
+}
+
 /// A credential change in shared memory clears the parent's dumpable flag for good. It is put back, if it was set, when no child that
 /// changes its ids shares our memory any more: the flag is all that keeps their new user from reading it.
-fn changes_ids(options: &Options) -> bool {
-    options.uid.is_some() || options.gid.is_some() || options.groups.is_some() || !options.joined.is_empty()
+///
+/// Supplementary groups do not count; a user namespace that is entered does.
+fn clears_dumpable(options: &Options) -> bool {
+    options.uid.is_some() || options.gid.is_some() || !options.joined.is_empty()
 }
 
 /// The children that change their ids between clone and exec.

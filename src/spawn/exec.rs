@@ -4,8 +4,8 @@
 use std::io;
 
 use super::{
-    Changing, Options, Plan, Shape, Ways, blame, changes_ids, check_kernel, choose_manner, limit_before_it_was_raised,
-    null_of, write_script,
+    Changing, Options, Plan, Shape, Ways, blame, check_kernel, choose_manner, clears_dumpable,
+    limit_before_it_was_raised, null_of, write_script,
 };
 use crate::error::{Error, ErrorKind};
 use crate::sys::birth::{self, Act};
@@ -49,7 +49,7 @@ fn try_to(plan: &Plan<'_>) -> Error {
             Ok(script) => script,
             Err(error) => return error,
         };
-        let changing = changes_ids(plan.options).then(Changing::begin);
+        let changing = clears_dumpable(plan.options).then(Changing::begin);
         let failure = birth::replace(&script, choose_manner(plan, null, &script, ways, Shape::Thread));
         drop(changing);
         match ways.without_the_refused(failure, script.sweep) {
