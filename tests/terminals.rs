@@ -210,8 +210,8 @@ fn a_terminal_that_somebody_still_holds_is_cut_as_a_pipe_is() {
         assert_eq!((rest.len(), output.status.code()), (3000, Some(3)));
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
-    // Somebody who floods it, too.
-    let flood = "trap '' HUP; (while :; do echo flood; done) & echo $!; exit 0";
+    // Somebody who floods it, too, for as long as it is there.
+    let flood = "trap '' HUP; (while echo flood; do :; done) & echo $!; exit 0";
     let output = on(&plain(), flood).wait_delay(Duration::from_millis(50)).spawn().unwrap().wait_with_output().unwrap();
     assert!(output.exit().output_held_open());
 }
