@@ -1,7 +1,9 @@
 //! How a child ended: its status, why it was stopped, what it used. Plain data; knows nothing of how any of it was learnt.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -339,6 +341,10 @@ pub struct Captured {
     pub stdout_omitted_bytes: u64,
     /// Bytes of stderr that a limit left out between the head and the tail.
     pub stderr_omitted_bytes: u64,
+    /// What it wrote to a [spooled](crate::Stdio::spooled) stdout.
+    pub stdout_spool: Option<Spool>,
+    /// What it wrote to a [spooled](crate::Stdio::spooled) stderr.
+    pub stderr_spool: Option<Spool>,
 }
 
 impl Captured {
@@ -357,9 +363,90 @@ impl fmt::Debug for Captured {
             .field("stderr", &String::from_utf8_lossy(&self.stderr))
             .field("stdout_omitted_bytes", &self.stdout_omitted_bytes)
             .field("stderr_omitted_bytes", &self.stderr_omitted_bytes)
+            .field("stdout_spool", &self.stdout_spool)
+            .field("stderr_spool", &self.stderr_spool)
             .finish()
     }
 }
+
+/// What a child wrote into a [spooled](crate::Stdio::spooled) stream: a file, with what was in it when the child's end was seen. Clones are
+/// the same.
+#[derive(Clone, Debug)]
+pub struct Spool(Arc<Spooled>);
+
+#[derive(Debug)]
+struct Spooled {
+    file: File,
+    start: u64,
+    len_bytes: u64,
+    is_sealed: bool,
+}
+
+impl Spool {
+    pub(crate) fn new(file: File, start: u64, len_bytes: u64, is_sealed: bool) -> Spool {
+        Spool(Arc::new(Spooled { file, start, len_bytes, is_sealed }))
+    }
+
+    /// How many bytes there are.
+    pub fn len_bytes(&self) -> u64 {
+        self.0.len_bytes
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.len_bytes == 0
+    }
+
+    /// All of it, read into memory.
+    ///
+    /// # Errors
+    ///
+    /// What `pread(2)` says; `UnexpectedEof` if somebody has truncated a file that is not [sealed](Spool::is_sealed).
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        let len = usize::try_from(self.0.len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // Fresh pages of a large one are zero already.
+        let mut bytes = vec![0; len];
+        self.0.file.read_exact_at(&mut bytes, self.0.start)?;
+        Ok(bytes)
+    }
+
+    /// The next bytes from this place on, counted from where the child began; as many as `bytes` has room for. 0: there are no more. pread(2).
+    ///
+    /// # Errors
+    ///
+    /// What `pread(2)` says.
+    pub fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        let left = usize::try_from(self.0.len_bytes.saturating_sub(at)).unwrap_or(usize::MAX);
+        let n = bytes.len().min(left);
+        self.0.file.read_at(&mut bytes[..n], self.0.start.saturating_add(at))
+    }
+
+    /// The file, open for reading alone: to be mapped, sent, copied (`io::copy` uses `copy_file_range(2)` or `sendfile(2)`). Its position
+    /// is shared by all who have it; what the child wrote begins at [`start`](Spool::start).
+    pub fn file(&self) -> &File {
+        &self.0.file
+    }
+
+    /// Where in the file what the child wrote begins: 0 of one in memory.
+    pub fn start(&self) -> u64 {
+        self.0.start
+    }
+
+    /// Whether nobody can change it any more (`F_SEAL_WRITE`, `F_SEAL_GROW`, `F_SEAL_SHRINK`), so that a mapping of it stays what it is: who
+    /// still has it open fails to write, with `EPERM`. False of a file of the caller's, and if somebody had it mapped for writing.
+    pub fn is_sealed(&self) -> bool {
+        self.0.is_sealed
+    }
+}
+
+impl PartialEq for Spool {
+    /// The same, not alike.
+    fn eq(&self, other: &Spool) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Spool {}
 
 /// How a child ended and what it wrote; std's `Output`, and more.
 #[derive(Clone, Debug)]
@@ -375,6 +462,10 @@ pub struct Output {
     pub stdout_omitted_bytes: u64,
     /// Bytes of stderr that a limit left out between the head and the tail.
     pub stderr_omitted_bytes: u64,
+    /// What it wrote to a [spooled](crate::Stdio::spooled) stdout.
+    pub stdout_spool: Option<Spool>,
+    /// What it wrote to a [spooled](crate::Stdio::spooled) stderr.
+    pub stderr_spool: Option<Spool>,
     exit: Exit,
 }
 
@@ -391,6 +482,8 @@ impl Output {
             stderr: captured.stderr,
             stdout_omitted_bytes: captured.stdout_omitted_bytes,
             stderr_omitted_bytes: captured.stderr_omitted_bytes,
+            stdout_spool: captured.stdout_spool,
+            stderr_spool: captured.stderr_spool,
             exit,
         })
     }

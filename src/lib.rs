@@ -60,7 +60,7 @@ pub use context::{Context, DropGuard, When};
 pub use driver::{AfterCancel, Cancelled, Driver, events, shutdown, shutdown_async, stats};
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use events::{Event, EventKind, Events};
-pub use exit::{Captured, Exit, HeldOpen, Output, Stream, Usage};
+pub use exit::{Captured, Exit, HeldOpen, Output, Spool, Stream, Usage};
 pub use queue::{LongLine, Queue, QueueEnd, QueueItem, QueueOptions, WhenDropped};
 pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
 pub use scope::{Scope, TreeUsage};

@@ -16,6 +16,7 @@ use crate::queue::{Queue, QueueOptions, Tap};
 /// | [`piped`](Stdio::piped) | the caller, who takes it | unless it was taken |
 /// | [`captured`](Stdio::captured), [`captured_limited`](Stdio::captured_limited) | the reactor, which reads it | yes |
 /// | [`tee`](Stdio::tee), [`tee_limited`](Stdio::tee_limited) | the reactor, which reads it, and a thread with the caller's `Write` | yes |
+/// | [`spooled`](Stdio::spooled), [`spooled_into`](Stdio::spooled_into) | nobody: the child writes into a file | no |
 /// | [`bytes`](Stdio::bytes) | the reactor, which writes it | no |
 /// | [`reader`](Stdio::reader) | a thread with the caller's `Read` | no |
 /// | [`writer`](Stdio::writer) | a thread with the caller's `Write` | yes |
@@ -41,6 +42,8 @@ pub(crate) enum Kind {
     Reader(OneShot<dyn Read + Send>),
     Writer(OneShot<dyn Write + Send>),
     Queue(OneShot<Tap>),
+    /// Into memory, or behind what is in a file.
+    Spool(Option<Arc<OwnedFd>>),
     SameAsStdout,
 }
 
@@ -61,6 +64,8 @@ impl std::fmt::Debug for Kind {
             Kind::Reader(_) => f.write_str("reader"),
             Kind::Writer(_) => f.write_str("writer"),
             Kind::Queue(_) => f.write_str("queue"),
+            Kind::Spool(None) => f.write_str("spooled"),
+            Kind::Spool(Some(fd)) => write!(f, "spooled into descriptor {}", fd.as_raw_fd()),
             Kind::SameAsStdout => f.write_str("as stdout"),
         }
     }
@@ -107,6 +112,40 @@ impl Stdio {
     /// As [`Stdio::captured`], within a limit.
     pub fn captured_limited(limit: Limit) -> Stdio {
         Stdio(Kind::Captured(Some(limit)))
+    }
+
+    /// The child writes into a file in memory (`memfd_create(2)`) by itself: [`Output::stdout_spool`](crate::Output::stdout_spool) is it. No pipe,
+    /// nobody who copies, however much it is; whoever else still holds it when the child is dead holds up nobody. Not for stdin.
+    ///
+    /// It is complete when the child is dead: then it is sealed, so that it can be [mapped or read](crate::Spool), and whom the child has left
+    /// behind fails to write into it, with `EPERM`. All writes append, so that several who write at once lose nothing. With
+    /// [`Stdio::stdout`] for stderr both are one, in order.
+    ///
+    /// What it cannot do: there is no limit of its size (it is memory, counted as this process's or its cgroup's), nobody can follow it while it
+    /// is written or wait for more, and a program that truncates its stdout (`echo > /dev/stdout`), or reads it, does so. A program may ask
+    /// what its stdout is, and buffer otherwise than into a pipe.
+    ///
+    /// ```
+    /// use pidloop::{Command, Stdio};
+    ///
+    /// # fn main() -> pidloop::Result<()> {
+    /// let output = Command::new("seq").arg("100000").stdout(Stdio::spooled()).output()?;
+    /// let spool = output.stdout_spool.unwrap();
+    /// assert_eq!(spool.len_bytes(), 588_895);
+    /// assert!(spool.read().unwrap().ends_with(b"\n99999\n100000\n"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn spooled() -> Stdio {
+        Stdio(Kind::Spool(None))
+    }
+
+    /// As [`Stdio::spooled`], behind what is in `file` already, which has to be a regular file that this process may open for reading and for
+    /// writing (it is opened anew, through `/proc`, so that its own flags and position stay as they are). It is not sealed.
+    ///
+    /// Where nobody asks for what was written `Stdio::from(file)` does: this one appends, and says what the child's part is.
+    pub fn spooled_into(file: impl Into<OwnedFd>) -> Stdio {
+        Stdio(Kind::Spool(Some(Arc::new(file.into()))))
     }
 
     /// As [`Stdio::captured`], and all of it is passed on to `writer` as it comes: a file, this process's own stdout; `tee(1)`.

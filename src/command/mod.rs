@@ -597,6 +597,7 @@ impl Command {
         let [stdin, stdout, stderr] = self.stdio.each_ref().map(|s| s.as_ref().map(|s| &s.0));
         match (stdin, stdout, stderr) {
             (Some(Kind::Captured(_) | Kind::Tee(..)), ..) => Err(self.invalid("stdin cannot be captured")),
+            (Some(Kind::Spool(_)), ..) => Err(self.invalid("stdin cannot be spooled")),
             (Some(Kind::Queue(_)), ..) => Err(self.invalid("stdin cannot be received in a queue")),
             (Some(Kind::Writer(_)), ..) => Err(self.invalid("stdin cannot be given to a writer")),
             (_, Some(Kind::Bytes(_)), _) | (.., Some(Kind::Bytes(_))) => {

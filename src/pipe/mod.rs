@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod copier;
+pub(crate) mod spool;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

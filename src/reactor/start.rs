@@ -17,6 +17,7 @@ use crate::events::EventKind;
 use crate::helpers;
 use crate::pipe::capture::Capture;
 use crate::pipe::copier::{self, Copier, Standby, Work};
+use crate::pipe::spool::{Made, Spooling};
 use crate::pipe::{self, Feed};
 use crate::process::Membership;
 use crate::queue;
@@ -427,6 +428,7 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
         terminal: wires.terminal.take(),
         feed: wires.feed.take(),
         captures: std::mem::take(&mut wires.captures),
+        spoolings: std::mem::take(&mut wires.spools),
         copiers: wires.copiers(),
         ..Extra::default()
     }))
@@ -443,6 +445,7 @@ struct Wires {
     prepared: Option<(OwnedFd, OwnedFd)>,
     feed: Option<Feed>,
     captures: [Option<Capture>; 2],
+    spools: [Option<Spooling>; 2],
     standbys: [Option<Standby>; 3],
     crowded: bool,
     /// The child's, if they differ from the command's.
@@ -471,6 +474,7 @@ impl Wires {
             prepared: None,
             feed: None,
             captures: [None, None],
+            spools: [None, None],
             standbys: [None, None, None],
             crowded,
             options: None,
@@ -577,6 +581,17 @@ impl Wires {
                 }
                 End::Made(theirs)
             }
+            Kind::Spool(file) => {
+                let made = file.as_ref().map_or_else(Made::in_memory, |file| Made::in_file(file.as_fd()));
+                let mut made = made.map_err(streams)?;
+                made.ours = self.out_of_the_way(made.ours);
+                if made.theirs.as_raw_fd() < 3 {
+                    made.theirs = spawn::raise(made.theirs);
+                }
+                let (spooling, theirs) = Spooling::new(made);
+                self.spools[which - 1] = Some(spooling);
+                End::Given(theirs)
+            }
             Kind::Queue(tap) => {
                 let tap = claim(&tap)?;
                 let (ours, theirs) = self.pipe(which)?;
@@ -631,6 +646,7 @@ impl Wires {
             || self.terminal.is_some()
             || self.piped.iter().any(Option::is_some)
             || self.captures.iter().any(Option::is_some)
+            || self.spools.iter().any(Option::is_some)
             || self.standbys.iter().any(Option::is_some)
     }
 

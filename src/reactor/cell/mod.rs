@@ -26,11 +26,12 @@ use crate::command::{Leftovers, Signals};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
-use crate::exit::{Exit, HeldOpen, Unserved, Usage};
+use crate::exit::{Exit, HeldOpen, Spool, Unserved, Usage};
 use crate::lifecycle::{self, Action, Event, Phase};
 use crate::pipe::Feed;
 use crate::pipe::capture::Capture;
 use crate::pipe::copier::{Copier, Told};
+use crate::pipe::spool::Spooling;
 use crate::process::{self, Membership};
 use crate::queue::Upstream;
 use crate::scope::Scope;
@@ -213,6 +214,10 @@ pub(crate) struct Extra {
     pub(crate) captures: [Option<Capture>; 2],
     /// stdout and stderr, when they are complete or cut: the bytes and how many were left out.
     pub(crate) results: [Option<(Vec<u8>, u64)>; 2],
+    /// stdout and stderr, while the child writes them into files by itself.
+    pub(crate) spoolings: [Option<Spooling>; 2],
+    /// Those files, when it is dead.
+    pub(crate) spools: [Option<Spool>; 2],
     /// stdin, stdout, stderr, while they are served by the caller's own code and somebody waits for that.
     pub(crate) copiers: [Option<Copier>; 3],
     /// Which of those failed first, and why.

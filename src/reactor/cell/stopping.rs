@@ -118,6 +118,7 @@ impl Cell {
                 extra.piped = [None, None, None];
                 extra.untaken_terminal = None;
                 extra.results = [None, None];
+                (extra.spoolings, extra.spools) = Default::default();
                 extra.captures.iter_mut().flatten().for_each(Capture::discard);
                 extra.reasons.take()
             });

@@ -14,6 +14,7 @@ use crate::lifecycle::Event;
 use crate::pipe::Pumped;
 use crate::pipe::capture::Capture;
 use crate::pipe::copier::Copier;
+use crate::pipe::spool::Spooling;
 use crate::queue::QueueEnd;
 use crate::reactor::core::fired;
 use crate::reactor::stop::Delay;
@@ -140,6 +141,7 @@ impl Cell {
             self.release_pidfd(life);
         }
         if let Some(extra) = &mut life.extra {
+            extra.spools = std::mem::take(&mut extra.spoolings).map(|spooling| spooling.map(Spooling::finish));
             extra.copiers.iter().flatten().for_each(Copier::note_owed);
             // Nobody asked to wait longer for the output of what was stopped.
             if stopped && extra.wait_delay.is_none() && life.has_streams() {
@@ -344,6 +346,7 @@ impl Cell {
         let Some(extra) = &mut life.extra else {
             return captured;
         };
+        [captured.stdout_spool, captured.stderr_spool] = std::mem::take(&mut extra.spools);
         let [stdout, stderr] = &mut extra.results;
         (captured.stdout, captured.stdout_omitted_bytes) = stdout.take().unwrap_or_default();
         (captured.stderr, captured.stderr_omitted_bytes) = stderr.take().unwrap_or_default();
