@@ -120,3 +120,31 @@ fn inetd_serves_a_connection_and_a_client_that_hangs_up_ends_its_process() {
     assert!(line.ends_with("(peer closed the connection)\n") || line.ends_with("exit status 0\n"), "{line}");
     child.terminate(Duration::from_secs(20)).unwrap();
 }
+
+#[test]
+fn the_pipeline_tells_of_each_command_and_who_is_to_blame() {
+    let Some(mut pipeline) = example("the_pipeline_tells_of_each_command_and_who_is_to_blame", "pipeline") else {
+        return;
+    };
+    let output = pipeline.arg("/proc/self/status").output().unwrap();
+    let stdout = text(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
+    assert_eq!(stdout.matches(": exit status 0 after ").count(), 5, "{stdout}");
+    assert!(stdout.contains("yes (command 1 of 2): stopped (deadline exceeded), signal: killed\n"), "{stdout}");
+    assert!(
+        stdout.ends_with("no-such-program (command 2 of 2): no directory of PATH has the program no-such-program\n")
+    );
+}
+
+#[test]
+fn the_recorder_records_all_that_is_shown() {
+    let Some(mut record) = example("the_recorder_records_all_that_is_shown", "record") else { return };
+    let script = "stty size; seq 1000; cat; printf 'last words'";
+    let output = record.args(["sh", "-c", script]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    let mut lines = stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    assert_eq!(lines.next().unwrap()["version"], 2);
+    let shown: String = lines.map(|event| event[2].as_str().unwrap().to_owned()).collect();
+    assert!(shown.contains("24 80\r\n1\r\n2\r\n") && shown.ends_with("1000\r\nlast words"), "{shown}");
+}

@@ -1,6 +1,6 @@
 //! The end of a job: its last output, whether it is tried again, what is told of it, whether the run goes on.
 
-use pidloop::{Captured, ChildId, Ended, Exit};
+use pidloop::{Captured, ChildId, Ended, Pipefail, PipelineExit};
 
 use super::halt::{Counts, Urgency};
 use super::hub::Token;
@@ -9,17 +9,28 @@ use super::printer::{Ended as Printed, Message, Stream};
 use super::report::{Report, mark_omitted, results_dir};
 use super::run::{Alarm, End, Run};
 use super::streams::{Read, Streams};
+use super::values::Half;
 use super::voice::shorten;
 
 impl Run {
     /// The reactor reports a child.
     pub(crate) fn on_exit(&mut self, ended: Ended) {
         self.crowded = false;
-        let id = ended.id();
-        let exit = ended.exit().clone();
+        let done = ended.id();
+        let id = self.further.remove(&done).unwrap_or(done);
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
+        let Some((_, end)) = running.ends.iter_mut().find(|(id, _)| *id == done) else {
+            return;
+        };
+        *end = Some((ended.exit().clone(), ended.into_output()));
+        if running.left().next().is_some() {
+            return;
+        }
+        let ends = std::mem::take(&mut running.ends).into_iter().filter_map(|(_, end)| end);
+        let (exits, captured): (Vec<_>, Vec<_>) = ends.unzip();
+        let exit = PipelineExit::new(exits, Pipefail::ExceptSigpipe);
         if let Some(deadline) = running.deadline.take() {
             self.timers.disarm(deadline);
         }
@@ -33,11 +44,12 @@ impl Run {
                     self.timers.arm(self.options.kill_after, Alarm::Cut(id));
                 }
             }
-            _ => self.end(id, &exit, ended.into_output()),
+            _ => self.end(id, &exit, captured),
         }
     }
 
-    fn end(&mut self, id: ChildId, exit: &Exit, mut captured: Captured) {
+    /// `captured`: of each of its commands.
+    fn end(&mut self, id: ChildId, exit: &PipelineExit, captured: Vec<Captured>) {
         let Some(running) = self.running.remove(&id) else {
             return;
         };
@@ -45,19 +57,17 @@ impl Run {
         let Running { job, slot, started, streams, .. } = running;
         self.slots.give_back(slot);
         if exit.cause().is_some() {
-            self.groups.note(exit.pid());
+            self.groups.note(exit.exits()[0].pid());
         }
         let output_bytes = match &streams {
             Some(streams) => streams.bytes,
-            None => captured.stdout.len() as u64 + captured.stdout_omitted_bytes,
+            None => captured.last().map_or(0, |last| last.stdout.len() as u64 + last.stdout_omitted_bytes),
         };
         if let Some(streams) = streams {
             self.streamers.remove(&streams.number);
             outcome.held_open |= streams.held_open;
         }
-        if let Some(halves) = self.launcher.halves() {
-            mark_omitted(&mut captured, halves);
-        }
+        let captured = join(captured, self.launcher.halves());
         self.conclude(job, outcome, started, captured, output_bytes);
     }
 
@@ -217,7 +227,7 @@ impl Run {
         };
         let done = running.streams.as_ref().is_none_or(Streams::are_done);
         if let (true, Some(exit)) = (done, running.exit.clone()) {
-            self.end(id, &exit, Captured::default());
+            self.end(id, &exit, Vec::new());
         }
     }
 
@@ -233,6 +243,21 @@ impl Run {
         }
         self.end_if_done(id);
     }
+}
+
+/// What the commands of a job wrote, the errors one behind the other.
+fn join(captured: Vec<Captured>, halves: Option<Half>) -> Captured {
+    let mut all = Captured::default();
+    for mut one in captured {
+        if let Some(halves) = halves {
+            mark_omitted(&mut one, halves);
+        }
+        all.stdout.append(&mut one.stdout);
+        all.stderr.append(&mut one.stderr);
+        all.stdout_omitted_bytes += one.stdout_omitted_bytes;
+        all.stderr_omitted_bytes += one.stderr_omitted_bytes;
+    }
+    all
 }
 
 /// How a job ended.

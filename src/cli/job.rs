@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pidloop::{Exit, Usage};
+use pidloop::{Captured, ChildId, Exit, PipelineExit, Usage};
 
 use super::streams::Streams;
 use super::timers::Key;
@@ -30,8 +30,17 @@ pub(crate) struct Running {
     pub(crate) stopped: Option<Stop>,
     /// What it writes, if that is printed as it comes.
     pub(crate) streams: Option<Streams>,
+    /// Its commands, one into the next, and how each that is done ended.
+    pub(crate) ends: Vec<(ChildId, Option<(Exit, Captured)>)>,
     /// Its end, while the rest of its streams is awaited.
-    pub(crate) exit: Option<Exit>,
+    pub(crate) exit: Option<PipelineExit>,
+}
+
+impl Running {
+    /// The commands that are not done.
+    pub(crate) fn left(&self) -> impl Iterator<Item = ChildId> {
+        self.ends.iter().filter(|(_, end)| end.is_none()).map(|(id, _)| *id)
+    }
 }
 
 /// When something started, by both clocks.
@@ -86,21 +95,22 @@ pub(crate) enum Reason {
 
 impl Outcome {
     /// Of a process; `stopped`: why we stopped it, if we did. Exit wins: one that had ended before was not stopped.
-    pub(crate) fn of(exit: &Exit, stopped: Option<Stop>) -> Outcome {
-        let signal = exit.signal().map_or(0, |signal| signal.as_raw());
+    pub(crate) fn of(exit: &PipelineExit, stopped: Option<Stop>) -> Outcome {
+        let exits = exit.exits();
+        let signal = exit.exit().signal().map_or(0, |signal| signal.as_raw());
         let (reason, exitval, signal) = match (exit.cause(), stopped) {
             (Some(_), Some(stop)) => (Reason::Stopped(stop), -1, pidloop::Signal::SIGTERM.as_raw().max(signal)),
-            _ if exit.status().is_none() => (Reason::Lost, -1, 0),
+            _ if exits.iter().any(|exit| exit.status().is_none()) => (Reason::Lost, -1, 0),
             _ => (Reason::Ended, exit.code().unwrap_or(0), signal),
         };
         Outcome {
             reason,
             exitval,
             signal,
-            runtime: exit.elapsed(),
-            usage: exit.usage().copied(),
-            pid: Some(exit.pid()),
-            held_open: exit.output_held_open(),
+            runtime: runtime(exits),
+            usage: usage(exits),
+            pid: exits.first().map(Exit::pid),
+            held_open: exits.iter().any(Exit::output_held_open),
         }
     }
 
@@ -132,4 +142,28 @@ impl Outcome {
             signal => 128 + signal,
         }
     }
+}
+
+/// From the first start to the last end.
+fn runtime(exits: &[Exit]) -> Duration {
+    let begun = exits.iter().map(Exit::spawned_at).min();
+    let ended = exits.iter().map(Exit::exited_at).max();
+    ended.zip(begun).map_or(Duration::ZERO, |(ended, begun)| ended.saturating_duration_since(begun))
+}
+
+/// Of all together; the largest resident set is that of one of them.
+fn usage(exits: &[Exit]) -> Option<Usage> {
+    exits.iter().map(|exit| exit.usage().copied()).reduce(|sum, other| {
+        let (mut sum, other) = (sum?, other?);
+        sum.user_time += other.user_time;
+        sum.system_time += other.system_time;
+        sum.max_rss_bytes = sum.max_rss_bytes.max(other.max_rss_bytes);
+        sum.minor_faults += other.minor_faults;
+        sum.major_faults += other.major_faults;
+        sum.blocks_in += other.blocks_in;
+        sum.blocks_out += other.blocks_out;
+        sum.voluntary_switches += other.voluntary_switches;
+        sum.involuntary_switches += other.involuntary_switches;
+        Some(sum)
+    })?
 }

@@ -33,7 +33,7 @@ use self::input::{Input, Sources};
 use self::joblog::Joblog;
 use self::launch::{Heirlooms, Launcher};
 use self::options::Options;
-use self::run::{Run, resume};
+use self::run::{Commands, Run, resume};
 use self::template::Template;
 use self::voice::complain;
 use self::wake::Waker;
@@ -96,11 +96,16 @@ fn prepare(mut options: Options) -> Result<Run, String> {
         return Err("without a command and without arguments there is nothing to run".to_owned());
     }
     let template = Template::new(&command, options.shell, options.max_args != 0, options.replace.as_bytes());
+    let of_line = |line: &String| {
+        let template = Template::of_line(line, options.shell, options.replace.as_bytes());
+        template.map_err(|why| format!("--pipe-to: {why}: {line}"))
+    };
+    let pipes = options.pipe_to.iter().map(of_line).collect::<Result<_, _>>()?;
     let input = Input::new(sources, options.max_args, options.no_run_if_empty);
     let joblog = match &options.joblog {
         Some(path) if !options.dry_run => Some(Joblog::open(path, resume(&options))?),
         _ => None,
     };
     let launcher = Launcher::new(&options, heirlooms);
-    Run::new(options, template, input, joblog, launcher, waker)
+    Run::new(options, Commands { template, pipes }, input, joblog, launcher, waker)
 }

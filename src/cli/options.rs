@@ -64,6 +64,16 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Running")]
     pub(crate) shell: bool,
 
+    /// Pipes each job's standard output into CMD, which is as a command after COMMAND; given several times, one into the next. The job
+    /// fails if any of them does; one that SIGPIPE ends, as its reader had enough, does not count.
+    #[arg(long, value_name = "CMD", value_parser = NonEmptyStringValueParser::new(), help_heading = "Running")]
+    pub(crate) pipe_to: Vec<String>,
+
+    /// Runs each job on a terminal of its own, as large as ours: programs color and page as they do there; stderr arrives with stdout.
+    /// Nobody types there: who reads it finds the end of the input.
+    #[arg(long, conflicts_with_all = ["ungroup", "pipe_to"], help_heading = "Running")]
+    pub(crate) tty: bool,
+
     /// Runs N jobs at once; "N%": of the number of CPUs, "+N", "-N": so many more or fewer; 0: as many as possible [default: number of CPUs].
     #[arg(
         short,

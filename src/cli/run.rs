@@ -15,11 +15,11 @@ use super::hub::{Hub, Token};
 use super::input::{Input, Next};
 use super::job::{Job, Outcome, Running, Start};
 use super::joblog::{Joblog, Known, Past, Resume, known};
-use super::launch::{Launcher, explain};
+use super::launch::{Launched, Launcher};
 use super::options::Options;
 use super::printer::{Ended, Failure, Message, Printer, Stream};
 use super::signals::Signals;
-use super::streams::Streams;
+use super::streams::{Ends, Streams};
 use super::tally::Tally;
 use super::template::{Filling, Template};
 use super::timers::Timers;
@@ -32,7 +32,7 @@ const STARTS_TURN_MAX: usize = 32;
 /// A run of jobs.
 pub(crate) struct Run {
     pub(crate) options: Options,
-    pub(crate) template: Template,
+    pub(crate) commands: Commands,
     /// `None`: it has ended, or nothing more is taken from it.
     pub(crate) input: Option<Input>,
     pub(crate) resume: Resume,
@@ -46,7 +46,10 @@ pub(crate) struct Run {
     pub(crate) bar: Bar,
     pub(crate) colors: Colors,
     pub(crate) tag_colors: Colors,
+    /// By their first commands.
     pub(crate) running: HashMap<ChildId, Running>,
+    /// The first command of the job that a further one belongs to.
+    pub(crate) further: HashMap<ChildId, ChildId>,
     /// Whose streams the hub knows by which number.
     pub(crate) streamers: HashMap<u64, ChildId>,
     /// The newest of those numbers: even, and for a job's stdout; the next one is for its stderr.
@@ -70,6 +73,20 @@ pub(crate) struct Run {
     pub(crate) unread: Vec<u64>,
     pub(crate) tally: Tally,
     pub(crate) begun: Instant,
+}
+
+/// What is run for each job.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    pub(crate) template: Template,
+    /// Each reads what the one before it writes.
+    pub(crate) pipes: Vec<Template>,
+}
+
+impl Commands {
+    fn all(&self) -> impl Iterator<Item = &Template> {
+        std::iter::once(&self.template).chain(&self.pipes)
+    }
 }
 
 /// What is due at a time.
@@ -145,7 +162,7 @@ impl Run {
     /// The message: the system refuses what the program stands on.
     pub(crate) fn new(
         options: Options,
-        template: Template,
+        commands: Commands,
         input: Input,
         joblog: Option<(Joblog, Past)>,
         launcher: Launcher,
@@ -164,6 +181,7 @@ impl Run {
             colors: Colors::new(options.color, on_terminal),
             tag_colors: Colors::new(options.color, io::stdout().is_terminal()),
             running: HashMap::new(),
+            further: HashMap::new(),
             streamers: HashMap::new(),
             streams_made: 0,
             slots: Slots::default(),
@@ -181,7 +199,7 @@ impl Run {
             begun: Instant::now(),
             input: Some(input),
             options,
-            template,
+            commands,
             resume,
             past,
             launcher,
@@ -289,7 +307,8 @@ impl Run {
         if self.past.is_empty() {
             return Step::Start(job);
         }
-        let line = (!self.template.uses_slot).then(|| self.line(&job, 1));
+        let uses_slot = self.commands.all().any(|template| template.uses_slot);
+        let line = (!uses_slot).then(|| self.line(&job, 1));
         match known(&self.past, self.resume, job.seq, line.as_deref()) {
             Known::New => Step::Start(job),
             Known::Done => {
@@ -307,7 +326,9 @@ impl Run {
 
     /// The command of a job as a shell line.
     pub(crate) fn line(&self, job: &Job, slot: usize) -> Vec<u8> {
-        self.template.line(Filling { arguments: &job.arguments, sequence: job.seq, slot })
+        let filling = Filling { arguments: &job.arguments, sequence: job.seq, slot };
+        let lines: Vec<Vec<u8>> = self.commands.all().map(|template| template.line(filling)).collect();
+        lines.join(&b" | "[..])
     }
 
     fn start(&mut self, mut job: Job) {
@@ -318,8 +339,9 @@ impl Run {
             return self.pretend(job, slot);
         }
         let filling = Filling { arguments: &job.arguments, sequence: job.seq, slot };
-        let words = match self.template.fill(filling) {
-            Ok(words) => words,
+        let filled = self.commands.all().map(|template| template.fill(filling)).collect::<Result<Vec<_>, _>>();
+        let commands = match filled {
+            Ok(commands) => commands,
             Err(why) => return self.not_started(job, slot, started, (why, 126)),
         };
         if self.options.verbose {
@@ -327,16 +349,16 @@ impl Run {
             line.push(b'\n');
             self.printer.send(Message::Note(line));
         }
-        match self.reactor.spawn(&self.launcher.command(&words)) {
-            Ok(id) => self.started(id, job, slot, started),
+        match self.launcher.launch(&mut self.reactor, &commands) {
+            Ok(launched) => self.started(launched, job, slot, started),
             // The end of another job makes room.
-            Err(error) if error.is_transient() && !self.running.is_empty() => {
+            Err(refused) if refused.is_transient && !self.running.is_empty() => {
                 self.slots.give_back(slot);
                 job.tries -= 1;
                 self.again.push_front(job);
                 self.crowded = true;
             }
-            Err(error) => self.not_started(job, slot, started, explain(&error, &words)),
+            Err(refused) => self.not_started(job, slot, started, (refused.why, refused.status)),
         }
         if !self.options.delay.is_zero() {
             self.too_soon = self.timers.arm(self.options.delay, Alarm::MayStart).is_some();
@@ -357,18 +379,21 @@ impl Run {
         self.conclude(job, Outcome::not_started(why, status), started, pidloop::Captured::default(), 0);
     }
 
-    fn started(&mut self, id: ChildId, job: Job, slot: usize, started: Start) {
+    fn started(&mut self, launched: Launched, job: Job, slot: usize, started: Start) {
+        let Launched { ids, ends } = launched;
+        let id = ids[0];
         let limit = self.options.timeout.filter(|limit| !limit.is_zero());
         let deadline = limit.and_then(|limit| self.timers.arm(limit, Alarm::Deadline(id)));
-        let streams = if self.launcher.streams() { self.open_streams(id) } else { None };
+        let streams = ends.and_then(|ends| self.open_streams(id, ends));
         let pid = self.reactor.pid(id).unwrap_or(0);
-        let running = Running { job, slot, pid, started, deadline, stopped: None, streams, exit: None };
+        self.further.extend(ids[1..].iter().map(|further| (*further, id)));
+        let ends = ids.into_iter().map(|id| (id, None)).collect();
+        let running = Running { job, slot, pid, started, deadline, stopped: None, streams, ends, exit: None };
         self.running.insert(id, running);
         self.show_progress();
     }
 
-    fn open_streams(&mut self, id: ChildId) -> Option<Streams> {
-        let ends = [self.reactor.take_stdout(id)?.into(), self.reactor.take_stderr(id)?.into()];
+    fn open_streams(&mut self, id: ChildId, ends: Ends) -> Option<Streams> {
         self.streams_made += 2;
         let streams = Streams::new(ends, self.streams_made).ok()?;
         self.streamers.insert(streams.number, id);

@@ -9,7 +9,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level::emulate_default_handler;
 
-const TAKEN: [Signal; 7] = [
+const TAKEN: [Signal; 8] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
@@ -17,6 +17,7 @@ const TAKEN: [Signal; 7] = [
     Signal::SIGTSTP,
     Signal::SIGCONT,
     Signal::SIGUSR1,
+    Signal::SIGWINCH,
 ];
 
 /// Signals that have come, behind a descriptor.

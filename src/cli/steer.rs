@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use pidloop::{ChildId, Signal};
 
-use super::job::Stop;
+use super::job::{Running, Stop};
+use super::launch::{resize, terminal_size};
 use super::printer::Stream;
 use super::run::{End, Pressure, Run};
 use super::signals::act_by_default;
@@ -24,6 +25,7 @@ impl Run {
             match signal {
                 Signal::SIGTSTP => self.suspend(),
                 Signal::SIGCONT => self.signal_all(Signal::SIGCONT),
+                Signal::SIGWINCH => self.resize(),
                 Signal::SIGUSR1 => self.show(),
                 _ => self.interrupt(signal),
             }
@@ -46,7 +48,8 @@ impl Run {
 
     /// Ctrl-Z: the jobs are stopped with us and continued with us, and their time does not pass meanwhile.
     fn suspend(&mut self) {
-        self.signal_all(Signal::SIGTSTP);
+        // On a terminal of its own it is an orphan to the kernel, which spares it the gentle one.
+        self.signal_all(if self.options.tty { Signal::SIGSTOP } else { Signal::SIGTSTP });
         let stopped = Instant::now();
         // Comes back when somebody continues us.
         self.bar.aside(|| act_by_default(Signal::SIGTSTP));
@@ -55,9 +58,24 @@ impl Run {
     }
 
     fn signal_all(&self, signal: Signal) {
-        for id in self.running.keys() {
+        for id in self.running.values().flat_map(Running::left) {
             // It fails for what has just ended.
-            let _ = self.reactor.signal(*id, signal);
+            let _ = self.reactor.signal(id, signal);
+        }
+    }
+
+    /// Our terminal has another size: so have the jobs'.
+    fn resize(&self) {
+        if !self.options.tty {
+            return;
+        }
+        let (rows, columns) = terminal_size();
+        for (id, running) in &self.running {
+            match running.streams.as_ref().and_then(|streams| streams.end(0)) {
+                Some(end) => resize(end, rows, columns),
+                // It fails for what has just ended.
+                None => drop(self.reactor.resize_terminal(*id, rows, columns)),
+            }
         }
     }
 
@@ -116,8 +134,11 @@ impl Run {
             // Dead; only its output was awaited.
             return self.cut_streams(id);
         }
-        if let Err(error) = self.reactor.terminate(id, grace) {
-            self.say(&error.to_string());
+        let left: Vec<ChildId> = running.left().collect();
+        for id in left {
+            if let Err(error) = self.reactor.terminate(id, grace) {
+                self.say(&error.to_string());
+            }
         }
     }
 

@@ -6,16 +6,19 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
+use rustix::termios::isatty;
 
 /// How much is read of one stream before others have their turn.
 const READ_MAX_BYTES: usize = 64 << 10;
+/// So many reads empty a terminal.
+const TERMINAL_READS_MAX: u64 = 32;
 /// A line that is longer is printed in parts.
 const LINE_HELD_MAX_BYTES: usize = 1 << 20;
 
 /// Our ends of a job's stdout and stderr.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    ends: [Option<OwnedFd>; 2],
+    ends: Ends,
     /// The begun line of each.
     begun: [Vec<u8>; 2],
     /// The number by which the hub knows the first of them.
@@ -25,6 +28,9 @@ pub(crate) struct Streams {
     /// Somebody still held one of them when it was cut.
     pub(crate) held_open: bool,
 }
+
+/// Of stdout and stderr; a terminal has both in one.
+pub(crate) type Ends = [Option<OwnedFd>; 2];
 
 /// What reading came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,12 +42,12 @@ pub(crate) enum Read {
 }
 
 impl Streams {
-    pub(crate) fn new(ends: [OwnedFd; 2], number: u64) -> std::io::Result<Streams> {
-        for end in &ends {
+    pub(crate) fn new(ends: Ends, number: u64) -> std::io::Result<Streams> {
+        for end in ends.iter().flatten() {
             // The job's end is another file description and stays blocking.
             fcntl_setfl(end, OFlags::NONBLOCK)?;
         }
-        Ok(Streams { ends: ends.map(Some), begun: [Vec::new(), Vec::new()], number, bytes: 0, held_open: false })
+        Ok(Streams { ends, begun: [Vec::new(), Vec::new()], number, bytes: 0, held_open: false })
     }
 
     pub(crate) fn end(&self, which: usize) -> Option<BorrowedFd<'_>> {
@@ -70,9 +76,8 @@ impl Streams {
 
     /// Reads what is there and no more: somebody else holds it open.
     pub(crate) fn cut(&mut self, which: usize) -> Vec<u8> {
-        let there = self.ends[which].as_ref().map_or(0, |end| rustix::io::ioctl_fionread(end).unwrap_or(0));
         let mut lines = Vec::new();
-        for _ in 0..there.div_ceil(READ_MAX_BYTES as u64) {
+        for _ in 0..self.reads_left(which) {
             if let Read::Lines(some) = self.read(which) {
                 lines.extend(some);
             }
@@ -82,6 +87,16 @@ impl Streams {
             lines.extend(rest);
         }
         lines
+    }
+
+    /// How many reads take what is there.
+    fn reads_left(&self, which: usize) -> u64 {
+        match &self.ends[which] {
+            // It does not tell how much it holds.
+            Some(end) if isatty(end) => TERMINAL_READS_MAX,
+            Some(end) => rustix::io::ioctl_fionread(end).unwrap_or(0).div_ceil(READ_MAX_BYTES as u64),
+            None => 0,
+        }
     }
 
     /// Whether a writer is left.

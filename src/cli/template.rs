@@ -105,6 +105,20 @@ impl Template {
         Template { words, shell, uses_slot }
     }
 
+    /// A command of `--pipe-to`, from one word.
+    ///
+    /// # Errors
+    ///
+    /// It is no command line.
+    pub(crate) fn of_line(line: &str, shell: bool, whole: &[u8]) -> Result<Template, String> {
+        let words = if shell { Some(vec![line.into()]) } else { split(line.as_bytes()) };
+        match words {
+            Some(words) if !words.is_empty() => Ok(Template::new(&words, shell, false, whole)),
+            Some(_) => Err("the command line is empty".to_owned()),
+            None => Err("the command line has a quote that does not end".to_owned()),
+        }
+    }
+
     /// The words to execute, or why there are none.
     pub(crate) fn fill(&self, with: Filling<'_>) -> Result<Vec<OsString>, String> {
         if self.shell {
@@ -114,8 +128,8 @@ impl Template {
         if !self.words.is_empty() {
             return Ok(self.words.iter().flat_map(|word| fill_word(word, with)).collect());
         }
-        match shlex::bytes::split(&join(with.arguments.iter().map(|argument| argument.as_bytes()))) {
-            Some(words) if !words.is_empty() => Ok(words.into_iter().map(OsString::from_vec).collect()),
+        match split(&join(with.arguments.iter().map(|argument| argument.as_bytes()))) {
+            Some(words) if !words.is_empty() => Ok(words),
             Some(_) => Err("the command line is empty".to_owned()),
             None => Err("the command line has a quote that does not end".to_owned()),
         }
@@ -139,6 +153,11 @@ impl Template {
         let word = |parts: &Vec<Part>| parts.iter().flat_map(|part| fill_part(part, with, quote)).collect::<Vec<u8>>();
         join(self.words.iter().map(word))
     }
+}
+
+/// As a shell does it, but nothing is expanded; `None`: a quote does not end.
+fn split(line: &[u8]) -> Option<Vec<OsString>> {
+    Some(shlex::bytes::split(line)?.into_iter().map(OsString::from_vec).collect())
 }
 
 fn join(words: impl Iterator<Item = impl AsRef<[u8]>>) -> Vec<u8> {

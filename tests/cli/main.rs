@@ -7,6 +7,7 @@ mod common;
 mod bad_input;
 mod basics;
 mod choices;
+mod pipes;
 mod record;
 mod stopping;
 mod terminal;

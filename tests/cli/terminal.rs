@@ -57,7 +57,7 @@ fn sigusr1_shows_what_runs() {
 }
 
 /// A terminal: our end and that of what runs in it.
-fn terminal() -> (File, OwnedFd) {
+pub(super) fn terminal() -> (File, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
