@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, p
 use rustix::io::Errno;
 use slab::Slab;
 
+use crate::admission::{self, Key, Load, Setting};
 use crate::cause::Cause;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::helpers;
@@ -91,6 +92,8 @@ struct Node {
     event: OnceLock<OwnedFd>,
     /// Somebody may write to `event` without setting the flag.
     handed_out: AtomicBool,
+    /// It has, or had, a limit or a weight.
+    is_tenant: AtomicBool,
     source: Option<Source>,
     /// The token that it was made from, or that is cancelled with it.
     #[cfg(feature = "tokio")]
@@ -253,6 +256,7 @@ impl Context {
             links: Mutex::default(),
             event: OnceLock::new(),
             handed_out: AtomicBool::new(false),
+            is_tenant: AtomicBool::new(false),
             source,
             #[cfg(feature = "tokio")]
             bond: OnceLock::new(),
@@ -314,6 +318,61 @@ impl Context {
     /// A guard that cancels it when it is dropped; Go's `defer cancel()`.
     pub fn drop_guard(&self) -> DropGuard {
         DropGuard(Some(self.clone()))
+    }
+
+    /// How many children that have it, or a context made from it, may live at a time; `None`: as many as there is room for. With that it is a
+    /// tenant. The limits of the contexts above count, too, and so does that of the driver; a spawn waits until there is room in all of them, as
+    /// [`Driver::set_max_running`](crate::Driver::set_max_running) says. Drivers share it.
+    ///
+    /// Those count that are started from now on. A limit of zero holds everything back until it is raised.
+    ///
+    /// ```
+    /// use pidloop::{Command, Context};
+    ///
+    /// let tenant = Context::new();
+    /// tenant.set_max_running(1);
+    /// let first = Command::new("sleep").arg("60").context(&tenant).spawn()?;
+    /// std::thread::scope(|scope| {
+    ///     // Waits for the first one's end.
+    ///     let second = scope.spawn(|| Command::new("true").context(&tenant).run());
+    ///     first.kill()?;
+    ///     second.join().unwrap()
+    /// })?;
+    /// # Ok::<(), pidloop::Error>(())
+    /// ```
+    pub fn set_max_running(&self, limit: impl Into<Option<usize>>) {
+        self.set(Setting::MaxRunning(limit.into()));
+    }
+
+    /// How many may wait for it at a time; 131,072 unless set. One more is refused: [`ErrorKind::QueueFull`].
+    pub fn set_max_queued(&self, limit: usize) {
+        self.set(Setting::MaxQueued(limit));
+    }
+
+    /// Its share, where tenants wait for the same limit: whose children are the fewest for their weight is served next. 1 unless set; 0 counts
+    /// as 1.
+    ///
+    /// A child is charged to the nearest context above it that has a weight; if none has, to the nearest that has a limit.
+    pub fn set_weight(&self, weight: u32) {
+        self.set(Setting::Weight(weight));
+    }
+
+    /// How many of its children live, how many may, and how many spawns wait for that.
+    pub fn load(&self) -> Load {
+        admission::load(Key::Context(self.0.id))
+    }
+
+    fn set(&self, setting: Setting) {
+        if self.0.is_ours() {
+            self.0.is_tenant.store(true, Ordering::Release);
+            admission::set(Key::Context(self.0.id), setting);
+        }
+    }
+
+    /// It and those above that are tenants.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = Key> + '_ {
+        let tenants = self.line().filter(|context| context.0.is_tenant.load(Ordering::Acquire));
+        tenants.map(|context| Key::Context(context.0.id))
     }
 
     /// A descriptor that cancels it when 8 bytes (a `u64` of 1) are written to it: from a signal handler, or by another process that
@@ -562,6 +621,9 @@ impl Drop for Node {
 /// What is still to be called when a context ends that nobody holds any more is left to its parent, whose end would have been its own.
 fn unlink(node: &mut Node) -> Option<Context> {
     let is_ours = node.is_ours();
+    if is_ours && std::mem::take(node.is_tenant.get_mut()) {
+        admission::forget(Key::Context(node.id));
+    }
     let listeners = std::mem::take(&mut node.links.get_mut().unwrap_or_else(PoisonError::into_inner).listeners);
     // A waker here is a token's: a future that waits holds its context.
     let calls = listeners.into_iter().map(|(_, listener)| listener).filter(|l| !matches!(l.tell, Tell::Nothing));

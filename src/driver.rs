@@ -10,6 +10,7 @@ use std::task::{Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
+use crate::admission::{self, Key, Load, Setting};
 use crate::context::{Context, HandedOut, ListenKey, Listener, Tell};
 use crate::error::{Error, Result, Stage};
 use crate::events::Events;
@@ -45,7 +46,7 @@ impl Driver {
     /// [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors), [`NoMemory`](crate::ErrorKind::NoMemory),
     /// [`NoProcessSlots`](crate::ErrorKind::NoProcessSlots).
     pub fn new() -> Result<Driver> {
-        let (seat, turning) = Seat::new()?;
+        let (seat, turning) = Seat::new(Loop::new(false)?);
         let driver = Driver { seat };
         start_thread(turning)?;
         Ok(driver)
@@ -72,6 +73,25 @@ impl Driver {
         kill_after: Duration,
     ) -> impl Future<Output = Vec<Survivor>> + Send + use<> {
         shut_down_async(self.core().clone(), [grace, kill_after])
+    }
+
+    /// How many children may live at a time; `None`: as many as there is room for. A spawn beyond the limit waits: the call, or the future. It
+    /// leaves the queue when one of its contexts is cancelled, its deadline passes, the future is dropped or the driver shuts down.
+    ///
+    /// Those count that are started from now on, from the moment they are admitted until their end is seen. A limit of zero holds everything
+    /// back until it is raised. See [`Context::set_max_running`] for tenants, [`Command::priority`] for the order.
+    pub fn set_max_running(&self, limit: impl Into<Option<usize>>) {
+        self.core().limit(Setting::MaxRunning(limit.into()));
+    }
+
+    /// How many may wait for it at a time; 131,072 unless set. One more is refused: [`ErrorKind::QueueFull`](crate::ErrorKind::QueueFull).
+    pub fn set_max_queued(&self, limit: usize) {
+        self.core().limit(Setting::MaxQueued(limit));
+    }
+
+    /// How many of its children live, how many may, and how many spawns wait for that.
+    pub fn load(&self) -> Load {
+        admission::load(self.core().key)
     }
 
     /// What it has counted and timed since it was made.
@@ -197,6 +217,21 @@ impl Drop for Empty<'_> {
     }
 }
 
+/// As [`Driver::set_max_running`], for the default driver, and whatever driver should take its place.
+pub fn set_max_running(limit: impl Into<Option<usize>>) {
+    admission::set(Key::DEFAULT_DRIVER, Setting::MaxRunning(limit.into()));
+}
+
+/// As [`Driver::set_max_queued`], for the default driver.
+pub fn set_max_queued(limit: usize) {
+    admission::set(Key::DEFAULT_DRIVER, Setting::MaxQueued(limit));
+}
+
+/// As [`Driver::load`], of the default driver.
+pub fn load() -> Load {
+    admission::load(Key::DEFAULT_DRIVER)
+}
+
 /// As [`Driver::stats`], of the default driver.
 ///
 /// # Errors
@@ -224,9 +259,8 @@ pub(crate) fn default_core() -> Result<&'static Arc<Core>> {
 static DEFAULT: Leaked<Seat> = Leaked::new();
 
 impl Seat {
-    fn new() -> Result<(Seat, Loop)> {
-        let turning = Loop::new(false)?;
-        Ok((Seat { core: turning.core().clone(), inbox: turning.inbox() }, turning))
+    fn new(turning: Loop) -> (Seat, Loop) {
+        (Seat { core: turning.core().clone(), inbox: turning.inbox() }, turning)
     }
 
     fn default() -> Result<&'static Seat> {
@@ -238,7 +272,7 @@ impl Seat {
     }
 
     fn replace_default(known: Option<&'static Seat>) -> Result<&'static Seat> {
-        let (seat, turning) = Seat::new()?;
+        let (seat, turning) = Seat::new(Loop::default_driver()?);
         let core = seat.core.clone();
         // The thread first: a seat that others can find has somebody who turns its loop, and is never given back.
         start_thread(turning)?;

@@ -39,6 +39,10 @@ pub enum ErrorKind {
     NoDescriptors,
     /// No process or thread could be made: `RLIMIT_NPROC`, `pids.max` or the system's table (`EAGAIN`); or too many threads serve streams.
     NoProcessSlots,
+    /// As many children live as a limit allows, and whoever asks cannot be kept waiting: a [`Reactor`](crate::Reactor) that its caller turns.
+    NoRoom,
+    /// As many spawns wait for a limit as may.
+    QueueFull,
     /// The kernel had no memory (`ENOMEM`).
     NoMemory,
     /// A context was cancelled: before the spawn (then there is no [`Error::exit`]), or it stopped the child.
@@ -361,9 +365,11 @@ impl Error {
         self.0.source.as_ref().and_then(io::Error::raw_os_error)
     }
 
-    /// Whether a retry may succeed without any change: no descriptors, no process slots, no memory, no pseudo-terminals, a busy program file.
+    /// Whether a retry may succeed without any change: no descriptors, no process slots, no memory, no pseudo-terminals, no room below a
+    /// limit, a busy program file.
     pub fn is_transient(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::NoDescriptors | ErrorKind::NoProcessSlots | ErrorKind::NoMemory)
+        use ErrorKind::{NoDescriptors, NoMemory, NoProcessSlots, NoRoom, QueueFull};
+        matches!(self.0.kind, NoDescriptors | NoProcessSlots | NoMemory | NoRoom | QueueFull)
             || self.raw_os_error() == Some(libc::ETXTBSY)
             || (self.0.stage, self.raw_os_error()) == (Some(Stage::PseudoTerminal), Some(libc::ENOSPC))
     }
@@ -376,7 +382,7 @@ impl Error {
             ErrorKind::DeadlineExceeded => io::ErrorKind::TimedOut,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::NoMemory => io::ErrorKind::OutOfMemory,
-            ErrorKind::NoProcessSlots => io::ErrorKind::WouldBlock,
+            ErrorKind::NoProcessSlots | ErrorKind::NoRoom | ErrorKind::QueueFull => io::ErrorKind::WouldBlock,
             _ => self.0.source.as_ref().map_or(io::ErrorKind::Other, io::Error::kind),
         }
     }
@@ -475,6 +481,8 @@ impl Error {
             (ErrorKind::NoProcessSlots, _, _, Some(stage)) => write!(f, "no process slots left: could not {stage}"),
             (_, _, _, Some(stage)) => write!(f, "could not {stage}"),
             (ErrorKind::NoDescriptors, ..) => f.write_str("no descriptors left"),
+            (ErrorKind::NoRoom, ..) => f.write_str("no room"),
+            (ErrorKind::QueueFull, ..) => f.write_str("the queue is full"),
             (ErrorKind::NoMemory, ..) => f.write_str("no memory left"),
             _ if self.is_told_by_detail() => Ok(()),
             _ => f.write_str("operation failed"),

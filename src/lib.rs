@@ -16,6 +16,7 @@ compile_error!("pidloop is for Linux 5.4 or later: it stands on pidfds and epoll
 #[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_pointer_width = "64")))]
 compile_error!("pidloop makes the system calls of x86_64 and aarch64 alone, with pointers of 64 bits");
 
+mod admission;
 mod adopt;
 mod async_io;
 mod cause;
@@ -49,6 +50,7 @@ mod token;
 mod tokens;
 mod trace;
 
+pub use admission::Load;
 pub use adopt::Adopt;
 pub use async_io::{AsyncReader, AsyncWriter};
 pub use cause::{Cause, Reason};
@@ -57,7 +59,9 @@ pub use command::{
     Cancel, CgroupScope, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target,
 };
 pub use context::{Context, DropGuard, When};
-pub use driver::{AfterCancel, Cancelled, Driver, events, shutdown, shutdown_async, stats};
+pub use driver::{
+    AfterCancel, Cancelled, Driver, events, load, set_max_queued, set_max_running, shutdown, shutdown_async, stats,
+};
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use events::{Event, EventKind, Events};
 pub use exit::{Captured, Exit, HeldOpen, Output, Spool, Stream, Usage};

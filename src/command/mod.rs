@@ -66,6 +66,7 @@ pub struct Command {
     pub(crate) wait_delay: Option<Duration>,
     pub(crate) cancel: Cancel,
     pub(crate) kill_on_drop: bool,
+    pub(crate) priority: i32,
     pub(crate) group: bool,
     pub(crate) cgroup_scope: Option<CgroupScope>,
     pub(crate) leftovers: Leftovers,
@@ -251,6 +252,7 @@ impl Command {
             wait_delay: None,
             cancel: Cancel::default(),
             kill_on_drop: false,
+            priority: 0,
             group: false,
             cgroup_scope: None,
             leftovers: Leftovers::default(),
@@ -425,6 +427,16 @@ impl Command {
     /// such clock, as in Go.
     pub fn wait_delay(&mut self, delay: Duration) -> &mut Command {
         self.wait_delay = Some(delay);
+        self
+    }
+
+    /// Where its spawn must wait for room ([`Driver::set_max_running`](crate::Driver::set_max_running)): it goes before those of a lower
+    /// priority, of the same tenant; among equals first come, first served. 0 unless set.
+    ///
+    /// Every eighth slot that a tenant is given goes to whoever has waited longest, whatever its priority: a low one waits long, but not for
+    /// ever. What the child gets of the CPU is another matter: [`nice`](Command::nice).
+    pub fn priority(&mut self, priority: i32) -> &mut Command {
+        self.priority = priority;
         self
     }
 

@@ -21,6 +21,7 @@ use slab::Slab;
 
 use super::cell::Cell;
 use super::port::Ports;
+use crate::admission::{self, Key, Setting};
 use crate::cause::Cause;
 use crate::context::{Context, ListenKey, Listener, Tell};
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -59,6 +60,8 @@ pub(crate) struct Core {
     generation: u64,
     /// Whether ended children are kept for `next_exit`.
     collects: bool,
+    /// What its limits are known by.
+    pub(crate) key: Key,
     pub(crate) recorder: Recorder,
     pub(crate) outlets: Outlets,
 }
@@ -131,7 +134,7 @@ struct ContextSlot {
 }
 
 impl Core {
-    pub(crate) fn new(registry: Registry, collects: bool) -> Result<Arc<Core>> {
+    pub(crate) fn new(registry: Registry, collects: bool, key: Key) -> Result<Arc<Core>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(setup)?;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).map_err(setup)?;
@@ -163,6 +166,7 @@ impl Core {
             left: Condvar::new(),
             generation: generation(),
             collects,
+            key,
             recorder: Recorder::default(),
             outlets: Outlets::default(),
         });
@@ -223,6 +227,7 @@ impl Core {
     pub(crate) fn die(&self) {
         self.tables().state = State::Dead;
         for cell in self.children() {
+            cell.leave_queue();
             cell.loop_died();
         }
         self.silence_ports();
@@ -295,6 +300,17 @@ impl Core {
     /// How many children were started and not asked for yet.
     pub(crate) fn unreported(&self) -> usize {
         if self.is_ours() { self.tables().unreported } else { 0 }
+    }
+
+    pub(crate) fn limit(&self, setting: Setting) {
+        if self.is_ours() {
+            admission::set(self.key, setting);
+        }
+    }
+
+    /// Whoever waits on that thread would wait for himself.
+    pub(crate) fn is_turned_by_its_caller(&self) -> bool {
+        self.collects
     }
 
     // ── what is told of it ──
@@ -716,6 +732,9 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         if self.is_ours() {
+            if self.key != Key::DEFAULT_DRIVER {
+                admission::forget(self.key);
+            }
             self.outlets.close().into_iter().for_each(wake);
         }
     }

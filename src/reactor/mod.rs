@@ -1,6 +1,7 @@
 //! The loop that a caller turns: children by id, one descriptor for an outer loop. Knows no thread; the folder is the only place
 //! that names mio.
 
+mod admit;
 mod adopt;
 pub(crate) mod cell;
 pub(crate) mod core;
@@ -18,6 +19,7 @@ use self::cell::Cell;
 use self::core::Core;
 use self::start::{Defaults, Manner, start};
 pub(crate) use self::turn::{Inbox, Loop};
+use crate::admission::{self, Load, Setting};
 use crate::adopt::Adopt;
 use crate::cause::Cause;
 use crate::command::Command;
@@ -130,6 +132,7 @@ impl Reactor {
     /// # Errors
     ///
     /// As [`Command::spawn`]; a program file that is being written (`ETXTBSY`) is tried three times without sleeping.
+    /// [`ErrorKind::NoRoom`] beyond a limit: [`set_max_running`](Reactor::set_max_running).
     pub fn spawn(&mut self, command: &Command) -> Result<ChildId> {
         spawn(&self.core, command)
     }
@@ -193,6 +196,18 @@ impl Reactor {
     /// How long a loop may sleep that does not watch the descriptor: until the next deadline. `None`: there is none.
     pub fn next_timeout(&self) -> Option<Duration> {
         self.core.next_deadline().map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// How many children may live at a time; `None`: as many as there is room for. Beside them those count that are being started. Unlike a
+    /// driver it keeps nobody waiting, since nobody else turns it: a [`spawn`](Reactor::spawn) beyond the limit, its own or that of a context,
+    /// is refused ([`ErrorKind::NoRoom`]). Try again when a child has been reported.
+    pub fn set_max_running(&self, limit: impl Into<Option<usize>>) {
+        self.core.limit(Setting::MaxRunning(limit.into()));
+    }
+
+    /// How many of its children live, and how many may.
+    pub fn load(&self) -> Load {
+        admission::load(self.core.key)
     }
 
     /// What it has counted and timed since it was made.

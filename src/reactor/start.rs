@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use super::cell::{Birth, Cell, Extra, Reasons, Teller, Tree};
+use super::admit::{self, admit};
+use super::cell::{Birth, Cell, Extra, Reasons, Teller, Tree, Turn};
 use super::core::{Core, fired};
 use super::stop::Ladder;
+use crate::admission::{Applicant, Permit};
 use crate::cause::Cause;
 use crate::cgroup::Cgroup;
 use crate::command::{Cancel, Command, Leftovers};
@@ -84,18 +86,29 @@ pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Resu
     }
     let started = core.check_ours().and_then(|()| {
         let place = enter(core, command)?;
-        let born = wire(&place, command, manner).and_then(|wires| {
+        let permit = admit(&place.cell, command);
+        // Read again only if time may have passed.
+        let began_at = if matches!(permit, Ok(None)) { place.entered_at } else { Instant::now() };
+        let born = permit.and_then(|permit| {
+            permit.into_iter().for_each(|permit| place.cell.keep(permit));
+            let wires = wire(&place, command, manner)?;
             let born = clone(&place.cell, command, &wires, manner);
             settle(&place.cell, wires, manner, born)
         });
-        note(&place.cell, &born, place.entered_at);
+        note(&place.cell, &born, began_at);
         if born.is_err() {
-            core.withdraw(place.token);
-            drop(place.cell.strip());
+            give_up(&place.cell, place.token);
         }
         born.map(|()| (place.cell, place.token))
     });
     started.map_err(|error| error.of(&*command.label()))
+}
+
+/// It came to nothing: its place and its slots are others'.
+fn give_up(cell: &Cell, token: Token) {
+    cell.core.withdraw(token);
+    drop(cell.strip());
+    drop(cell.take_permit());
 }
 
 /// Counts a spawn that has come to something, or to nothing.
@@ -130,16 +143,31 @@ pub(crate) fn start_elsewhere(core: &Arc<Core>, command: Command, manner: Manner
     let begun = core.check_ours().and_then(|()| {
         let place = enter(core, &command)?;
         let (cell, token) = (place.cell.clone(), place.token);
-        let on_this_thread = command.options.on_this_thread;
-        let waiting = Box::new(Waiting::new(place, command, manner, done));
-        if on_this_thread {
-            waiting.begin();
-        } else {
-            waiting.queue().inspect_err(|_| core.withdraw(token))?;
-        }
+        queue(place, command, manner, done).inspect_err(|error| {
+            note_failure(core, &cell.label, error);
+            give_up(&cell, token);
+        })?;
         Ok(cell)
     });
     begun.map_err(|error| error.of(&*label))
+}
+
+/// Has it begin when it is admitted and a thread is free. On an error nobody is told.
+fn queue(place: Place, command: Command, manner: Manner, done: Done) -> Result<()> {
+    let cell = place.cell.clone();
+    let line = admit::line(&cell.core, &command);
+    let (on_this_thread, priority) = (command.options.on_this_thread, command.priority);
+    let waiting = Box::new(Waiting::new(place, command, manner, done));
+    match line {
+        // No other thread may begin it, and this one does not wait.
+        _ if on_this_thread => {
+            line.map(|line| admit::admit_now(&line)).transpose()?.into_iter().for_each(|permit| cell.keep(permit));
+            waiting.begin();
+            Ok(())
+        }
+        None => waiting.queue(),
+        Some(line) => admit::apply(&cell, line, priority, waiting),
+    }
 }
 
 /// Gives a child its place.
@@ -241,8 +269,7 @@ impl Waiting {
 
     fn queue(self: Box<Self>) -> Result<()> {
         let ticket = Ticket::new(self.place.entered_at);
-        // Known before it is queued. Who stops it in between does not find it there, and comes again.
-        self.place.cell.has_ticket(ticket);
+        self.place.cell.waits_for(Turn::Spawner(ticket));
         ticket.queue(self)
     }
 
@@ -279,15 +306,14 @@ impl Job for Waiting {
             Attempt::Over(result) => result,
             Attempt::Again(due) => {
                 let ticket = Ticket::new(due);
-                self.place.cell.has_ticket(ticket);
+                self.place.cell.waits_for(Turn::Spawner(ticket));
                 return ticket.queue_again(self);
             }
         };
         let Place { cell, token, .. } = self.place;
         note(&cell, &result, began_at);
         if result.is_err() {
-            cell.core.withdraw(token);
-            drop(cell.strip());
+            give_up(&cell, token);
         }
         let label = cell.label.clone();
         (self.done)(result.map(|()| (cell, token)).map_err(|error| error.of(&*label)));
@@ -297,6 +323,7 @@ impl Job for Waiting {
         let Waiting { place, command, wires, done, .. } = *self;
         let cell = place.cell;
         cell.core.withdraw(place.token);
+        drop(cell.take_permit());
         let why = cell.unborn().map_or_else(|| cell.core.refusal(), Error::stopped);
         note_failure(&cell.core, &cell.label, &why);
         cell.trace_failure(&why);
@@ -304,6 +331,24 @@ impl Job for Waiting {
         done(Err(why.of(&*cell.label)));
         // This may be the loop, and what the command holds is its caller's.
         helpers::run(Box::new(move || drop((command, wires, extra))));
+    }
+}
+
+impl Applicant for Waiting {
+    fn admitted(self: Box<Self>, permit: Permit) {
+        let (cell, token) = (self.place.cell.clone(), self.place.token);
+        cell.core.recorder.queued.decrement();
+        cell.keep(permit);
+        // Who asked for it is told by what is dropped then.
+        if let Err(error) = self.queue() {
+            note_failure(&cell.core, &cell.label, &error);
+            give_up(&cell, token);
+        }
+    }
+
+    fn left(self: Box<Self>) {
+        self.place.cell.core.recorder.queued.decrement();
+        Job::left(self);
     }
 }
 

@@ -13,6 +13,7 @@ use slab::Slab;
 
 use super::cell::Cell;
 use super::core::Core;
+use crate::admission::Key;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::tell::{Level, tell};
 use crate::timer::Alarm;
@@ -128,6 +129,15 @@ impl Unread {
 impl Loop {
     /// `epoll_create1(2)` and the two descriptors of its own; `collects` keeps ended children for `next_exit`.
     pub(crate) fn new(collects: bool) -> Result<Loop> {
+        Loop::with_key(collects, Key::next_driver())
+    }
+
+    /// The loop of the default driver.
+    pub(crate) fn default_driver() -> Result<Loop> {
+        Loop::with_key(false, Key::DEFAULT_DRIVER)
+    }
+
+    fn with_key(collects: bool, key: Key) -> Result<Loop> {
         // What spawns share is opened with the first loop, not in the midst of them.
         crate::spawn::init()?;
         let poll = poll_above_the_standard_streams().map_err(|e| Error::os(Stage::Register, e))?;
@@ -135,7 +145,7 @@ impl Loop {
         Ok(Loop {
             poll,
             events: Events::with_capacity(EVENTS_TURN_MAX),
-            core: Core::new(registry, collects)?,
+            core: Core::new(registry, collects, key)?,
             batch: Batch::default(),
             unread: Unread::default(),
             cancelling: VecDeque::new(),

@@ -14,41 +14,11 @@ use crate::process::{self, WaitMode};
 use crate::reactor::stop::Delay;
 use crate::scope::Scope;
 use crate::signal::Signal;
-use crate::spawner::Ticket;
 use crate::tell::Level;
 use crate::timer::Clock;
 use crate::token::{Kind, Token};
 
 impl Cell {
-    /// It waits for its turn by this ticket.
-    pub(crate) fn has_ticket(&self, ticket: Ticket) {
-        self.lock().others().ticket = Some(ticket);
-    }
-
-    /// Its turn has come; unless it has been stopped.
-    pub(crate) fn takes_its_turn(&self) -> Result<()> {
-        let mut life = self.lock();
-        // Most children have nothing else there any more.
-        life.others.take_if(|others| others.is_for_its_ticket_alone());
-        match life.pending.take() {
-            Some(cause) => Err(Error::stopped(*cause)),
-            None => Ok(()),
-        }
-    }
-
-    /// Nothing is started any more.
-    pub(crate) fn leave_queue(&self) {
-        self.with(|life| self.leave_queue_locked(life));
-    }
-
-    /// Whether it was waiting. It is told when the lock is gone.
-    pub(super) fn leave_queue_locked(&self, life: &mut Life) -> bool {
-        let Some(others) = &mut life.others else { return false };
-        let Some(job) = others.ticket.and_then(Ticket::leave) else { return false };
-        others.after.push(After::Left(job));
-        true
-    }
-
     /// What it needs beside its place. A stop that has come already has steps of its own.
     pub(crate) fn equip(&self, scope: Scope, extra: Option<Box<Extra>>) {
         self.with(|life| {

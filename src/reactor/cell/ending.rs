@@ -126,6 +126,7 @@ impl Cell {
         if life.was_killed_by_us() {
             recorder.killed.increment();
         }
+        self.release(life);
         let told = exit.clone();
         self.emit(life, || EventKind::Exited { exit: told });
         if let Some(span) = life.span.take() {

@@ -3,11 +3,14 @@
 
 mod birth;
 mod ending;
+mod queued;
 mod stopping;
 mod streams;
 mod tree;
 mod waiting;
 
+use self::queued::Left;
+pub(crate) use self::queued::Turn;
 pub(crate) use self::tree::Tree;
 
 use std::io;
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::stop::{Delay, Ladder};
+use crate::admission::Permit;
 use crate::cause::Cause;
 use crate::command::{Leftovers, Signals};
 use crate::context::Context;
@@ -36,7 +40,6 @@ use crate::process::{self, Membership};
 use crate::queue::Upstream;
 use crate::scope::Scope;
 use crate::signal::Signal;
-use crate::spawner::{Job, Ticket};
 use crate::sys::process::Published;
 use crate::tell::{Level, tell, wake};
 use crate::timer::Clock;
@@ -135,8 +138,10 @@ struct Others {
     wakers: Vec<(WakeKey, Waker)>,
     next_key: u64,
     after: Vec<After>,
-    /// Its place in the queue of spawns, until its turn comes.
-    ticket: Option<Ticket>,
+    /// Where it waits, until its turn comes.
+    turn: Option<Turn>,
+    /// Its slots in what has a limit, as long as it lives.
+    permit: Option<Box<Permit>>,
 }
 
 /// What a future waits for.
@@ -159,7 +164,9 @@ enum After {
     Wake(Waker),
     Say(Level, String),
     /// It was taken out of the queue of spawns.
-    Left(Box<dyn Job>),
+    Left(Left),
+    /// Others are admitted by that.
+    Release(Box<Permit>),
     Close(Span, Exit),
 }
 
@@ -345,7 +352,8 @@ impl Cell {
                 After::Wake(waker) => wake(waker),
                 After::Close(span, exit) => span.close(exit),
                 After::Say(level, what) => tell(level, format_args!("{}: {what}", self.label)),
-                After::Left(job) => job.left(),
+                After::Left(left) => left.tell(),
+                After::Release(permit) => drop(permit),
             }
         }
         result
@@ -475,12 +483,6 @@ impl Drop for Cell {
                 crate::helpers::run(Box::new(move || drop(errors)));
             }
         }
-    }
-}
-
-impl Others {
-    fn is_for_its_ticket_alone(&self) -> bool {
-        self.lent.is_none() && self.wakers.is_empty() && self.after.is_empty()
     }
 }
 
