@@ -132,17 +132,33 @@ impl Line {
 /// A slot in each place of a line; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    line: Line,
+    /// `None`: given back.
+    line: Option<Line>,
     generation: u64,
+}
+
+impl Permit {
+    /// Gives the slots back, and others get them. Who holds a lock tells those later.
+    pub(crate) fn give_back(&mut self) {
+        // A forked copy: the slots are the parent's.
+        if let Some(line) = self.line.take().filter(|_| self.generation == generation()) {
+            POOL.get().state().release(&line);
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        // A forked copy: the slots are the parent's.
+        self.give_back();
         if self.generation == generation() {
-            POOL.get().release(&self.line);
+            tell_the_admitted();
         }
     }
+}
+
+/// With no lock held.
+fn tell_the_admitted() {
+    POOL.get().tell_the_admitted();
 }
 
 /// What has been said of a driver or a context.
@@ -322,23 +338,6 @@ impl Pool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn release(&self, line: &Line) {
-        let mut state = self.state();
-        for key in &line.places {
-            if let Some(place) = state.places.get_mut(key) {
-                place.running -= 1;
-            }
-        }
-        if let Some(tenant) = state.places.get_mut(&line.tenant) {
-            tenant.share -= 1;
-        }
-        state.reposition(line.tenant);
-        line.places.iter().for_each(|key| state.admit_from(*key));
-        line.places.iter().chain([&line.tenant]).for_each(|key| state.discard(*key));
-        drop(state);
-        self.tell_the_admitted();
-    }
-
     /// One after the other, by one thread: an applicant that gives its permit back at once makes this longer, not deeper.
     fn tell_the_admitted(&self) {
         let mut state = self.state();
@@ -361,6 +360,20 @@ impl State {
         line.places.iter().copied().find(|key| self.places.get(key).is_some_and(Place::is_full))
     }
 
+    fn release(&mut self, line: &Line) {
+        for key in &line.places {
+            if let Some(place) = self.places.get_mut(key) {
+                place.running -= 1;
+            }
+        }
+        if let Some(tenant) = self.places.get_mut(&line.tenant) {
+            tenant.share -= 1;
+        }
+        self.reposition(line.tenant);
+        line.places.iter().for_each(|key| self.admit_from(*key));
+        line.places.iter().chain([&line.tenant]).for_each(|key| self.discard(*key));
+    }
+
     fn admit(&mut self, line: &Line) -> Permit {
         for key in &line.places {
             self.places.entry(*key).or_default().running += 1;
@@ -372,7 +385,7 @@ impl State {
         tenant.turns += 1;
         tenant.served = admissions;
         self.reposition(line.tenant);
-        Permit { line: line.clone(), generation: generation() }
+        Permit { line: Some(line.clone()), generation: generation() }
     }
 
     /// The places in whose orders it stands learn of its new rank.

@@ -85,11 +85,13 @@ impl Cell {
         self.lock().others.as_mut()?.permit.take()
     }
 
-    /// Its end was seen: others may take its place, when the lock is gone.
+    /// Its end was seen: others have its slots before anybody hears of that, and are told when the lock is gone.
     pub(super) fn release(&self, life: &mut Life) {
         if let Some(others) = &mut life.others {
-            let permit = others.permit.take();
-            others.after.extend(permit.map(After::Release));
+            if let Some(mut permit) = others.permit.take() {
+                permit.give_back();
+                others.after.push(After::Release(permit));
+            }
         }
     }
 }
