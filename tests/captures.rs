@@ -271,3 +271,63 @@ fn a_full_disk_is_named_and_nothing_hangs() {
         assert!(error.to_string().contains("the writer for its stdout"), "{error}");
     });
 }
+
+/// A user of his own, whose share of pipe memory is used up: pipes are made of two pages then, and cannot be enlarged. pipe(7).
+#[test]
+fn a_used_up_share_of_pipe_memory_costs_time_and_nothing_else() {
+    const NAME: &str = "a_used_up_share_of_pipe_memory_costs_time_and_nothing_else";
+    in_own_process(NAME, || {
+        // SAFETY: integers.
+        if unsafe { libc::setresuid(54_321, 54_321, 54_321) } != 0 {
+            return skip(NAME, "not root");
+        }
+        let size = |pipe: &(File, File)| rustix::pipe::fcntl_getpipe_size(&pipe.0).unwrap();
+        let mut pipes = vec![common::pipe()];
+        while size(&pipes[pipes.len() - 1]) >= 64 << 10 {
+            pipes.push(common::pipe());
+            if pipes.len() > 5000 {
+                return skip(NAME, "no limit of pipe memory");
+            }
+        }
+        let script = format!("seq {MANY}; seq {MANY} >&2");
+        let output = sh(&script).stdin(Stdio::bytes(vec![7; 100_000])).output().unwrap();
+        assert!(output.stdout == numbers() && output.stderr == numbers());
+        let copy = Shared::default();
+        let output = sh("cat").stdin(Stdio::bytes(numbers())).stdout(Stdio::tee(copy.clone())).output().unwrap();
+        assert!(output.stdout == numbers() && *copy.0.lock().unwrap() == numbers());
+        let (stdout, stderr, lines) = QueueOptions::lines().items_max(10).both();
+        let child = sh(&script).stdout(stdout).stderr(stderr).spawn().unwrap();
+        assert_eq!(lines.count(), 200_000);
+        child.wait().unwrap().check().unwrap();
+    });
+}
+
+/// The whole process's descriptors have flags that only a look at them shows.
+#[test]
+fn descriptors_block_in_the_child_and_those_of_the_caller_keep_their_flags() {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    use std::os::fd::AsFd;
+    let says = "for fd in 0 1 2; do grep -m1 flags /proc/self/fdinfo/$fd || :; done >&3";
+    let (mut said, theirs) = common::pipe();
+    let (queued, lines) = Stdio::lines(1);
+    let mut command = sh(says);
+    command.stdin(Stdio::bytes(vec![0; 100_000])).stdout(queued).stderr(Stdio::tee(io::sink())).fd(3, theirs);
+    command.spawn().unwrap().wait_with_output().unwrap();
+    drop((command, lines));
+    let mut flags = String::new();
+    io::Read::read_to_string(&mut said, &mut flags).unwrap();
+    assert_eq!(flags.lines().count(), 3, "{flags}");
+    for line in flags.lines() {
+        let flags = u32::from_str_radix(line.split_whitespace().nth(1).unwrap(), 8).unwrap();
+        assert_eq!(flags & libc::O_NONBLOCK as u32, 0, "{line}");
+    }
+    // Ours that do not block go on not blocking, and ours that block go on blocking.
+    let ((read, write), (held, _)) = (common::pipe(), common::pipe());
+    fcntl_setfl(&write, OFlags::NONBLOCK).unwrap();
+    let mut command = sh("echo x >&2");
+    command.stdin(held.try_clone().unwrap()).stdout(write.try_clone().unwrap()).stderr(write.try_clone().unwrap());
+    command.run().unwrap();
+    assert!(fcntl_getfl(write.as_fd()).unwrap().contains(OFlags::NONBLOCK));
+    assert!(!fcntl_getfl(held.as_fd()).unwrap().contains(OFlags::NONBLOCK));
+    assert!(!fcntl_getfl(read.as_fd()).unwrap().contains(OFlags::NONBLOCK));
+}
