@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use pidloop::{Child, Command, Context, Limit, Reactor, Resource, Stdio};
 use tokio::task::LocalSet;
 
+use super::flood;
 use super::worker::{Bytes, Contender, How, Load, Streams, Tally, in_threads, nanos, serve, unsupported};
 
 const NOBODY: u32 = 65534;
@@ -282,6 +283,10 @@ impl Contender for Pidloop {
 
     fn read(&self, how: &How, bytes: Bytes) -> io::Result<u64> {
         Reading::start(how, bytes)?.finish()
+    }
+
+    fn flood(&self, kind: &str, n: u64, how: &How) -> io::Result<Vec<u64>> {
+        if kind == "exits" { flood::exits(how, n) } else { flood::cancels(how, n) }
     }
 
     /// Only what the caller reads itself takes a thread for each.

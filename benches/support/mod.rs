@@ -7,6 +7,7 @@ mod calls;
 mod cc;
 mod contender;
 mod figures;
+pub mod flood;
 mod goals;
 mod report;
 mod subject;

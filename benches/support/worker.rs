@@ -96,6 +96,11 @@ pub trait Contender: Sync {
         })
     }
 
+    /// What a child that writes without end does to `n` others (`exits`), or to its own cancel; in nanoseconds.
+    fn flood(&self, _kind: &str, _n: u64, _how: &How) -> io::Result<Vec<u64>> {
+        Err(unsupported("flood"))
+    }
+
     fn hold(&self, n: u64, how: &How) -> io::Result<Vec<Self::Child>> {
         (0..n).map(|_| self.start(how)).collect()
     }
@@ -239,6 +244,9 @@ pub fn serve<C: Contender>(contender: &C) -> io::Result<()> {
             }),
             "open" => open_many(job.number("fds", 0)),
             "neighbour" => answer_neighbour(contender, &job),
+            "flood" => contender
+                .flood(job.text("kind"), job.number("n", 1), &job.how())
+                .map(|each| format!("n={}{}", each.len(), quantiles(each))),
             other => Err(io::Error::other(format!("an unknown verb: {other}"))),
         };
         let mut out = io::stdout().lock();
@@ -309,14 +317,14 @@ fn open_many(n: u64) -> io::Result<String> {
 }
 
 /// What a child wrote of its first or last act.
-fn stamp(file: &str) -> io::Result<u64> {
+pub fn stamp(file: &str) -> io::Result<u64> {
     let mut bytes = [0; 8];
     File::open(file)?.read_exact_at(&mut bytes, 0)?;
     Ok(u64::from_ne_bytes(bytes))
 }
 
 /// `CLOCK_MONOTONIC`, as the children read it.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes a timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
