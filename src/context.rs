@@ -82,10 +82,8 @@ struct Node {
     parent: Option<Context>,
     /// Its place in its parent's list. Set while it is made and read when nobody has it any more: an atomic for the sharing in between.
     place: AtomicUsize,
-    /// The earliest of its own and those above.
-    deadline: Option<Instant>,
-    /// Why it is cancelled at its deadline, if that is its own.
-    at_deadline: Option<Cause>,
+    /// Its own, and why it is cancelled then; later by the time that it was paused.
+    deadline: Option<(Instant, Cause)>,
     /// The flag: set once.
     fired: OnceLock<Cause>,
     links: Mutex<Links>,
@@ -104,8 +102,39 @@ struct Node {
 struct Links {
     /// Set under the lock: who links himself afterwards is cancelled by himself.
     closed: bool,
+    pauses: Pauses,
     children: Slab<Weak<Node>>,
     listeners: Slab<Listener>,
+}
+
+/// How often and how long it was paused, by itself and by those above.
+#[derive(Clone, Copy, Default)]
+struct Pauses {
+    by_itself: bool,
+    /// How many of it and those above are paused by themselves.
+    depth: usize,
+    since: Option<Instant>,
+    /// Of the pauses that are over.
+    total: Duration,
+}
+
+impl Pauses {
+    fn change(&mut self, paused: bool, now: Instant) {
+        if paused {
+            self.depth += 1;
+            self.since.get_or_insert(now);
+            return;
+        }
+        self.depth = self.depth.saturating_sub(1);
+        if self.depth == 0 {
+            self.total += self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        }
+    }
+
+    /// How much later than it was set a deadline is.
+    fn until(&self, now: Instant) -> Duration {
+        self.total + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
 }
 
 enum Source {
@@ -117,7 +146,12 @@ enum Source {
 pub(crate) struct Listener {
     pub(crate) tell: Tell,
     pub(crate) handed_out: HandedOut,
+    /// Told when it is paused or resumed.
+    pub(crate) paused: Option<PauseTold>,
 }
+
+/// Called, with no lock held, when a context or one above it was paused or resumed.
+pub(crate) type PauseTold = Arc<dyn Fn() + Send + Sync>;
 
 /// Called, with no lock held, with the context whose [`cancel_fd`](Context::cancel_fd) was asked for.
 pub(crate) type HandedOut = Arc<dyn Fn(&Context) + Send + Sync>;
@@ -244,14 +278,12 @@ impl Context {
 
     fn build(parent: Option<&Context>, deadline: Option<(Instant, Cause)>, source: Option<Source>) -> Context {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (own, at_deadline) = deadline.map_or((None, None), |(at, cause)| (Some(at), Some(cause)));
         let context = Context(Arc::new(Node {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             generation: generation(),
             parent: parent.cloned(),
             place: AtomicUsize::new(usize::MAX),
-            deadline: own.or_else(|| parent.and_then(Context::deadline)),
-            at_deadline,
+            deadline,
             fired: OnceLock::new(),
             links: Mutex::default(),
             event: OnceLock::new(),
@@ -275,6 +307,11 @@ impl Context {
         let mut links = self.0.links();
         if !links.closed {
             let place = links.children.insert(Arc::downgrade(&child.0));
+            // Under the parent's lock: who pauses it now finds the child in the list, or has been seen.
+            if links.pauses.depth > 0 {
+                let since = Some(Instant::now());
+                child.0.links().pauses = Pauses { depth: links.pauses.depth, since, ..Pauses::default() };
+            }
             child.0.place.store(place, Ordering::Relaxed);
             return;
         }
@@ -312,7 +349,58 @@ impl Context {
 
     /// When it will end at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.0.deadline
+        self.line().filter_map(|context| context.0.own_deadline()).min()
+    }
+
+    /// Stops every child of this context, and of those made from it, until [`resume`](Context::resume), and their clocks with them: SIGSTOP, to
+    /// whom their stops reach (a [group](crate::Command::group), too); a [cgroup](crate::Command::cgroup_scope) is frozen.
+    ///
+    /// What stands still meanwhile: the deadline of this context and of those made from it, the commands' timeouts, the steps of their stops,
+    /// `wait_delay`. A child that is started meanwhile is stopped as soon as its program begins. A stop ends the pause for the child that it is
+    /// for, which could not heed it otherwise. Pausing what is paused does nothing. Signals are sent by this call, to all of them.
+    ///
+    /// Who is stopped by somebody else, too, is continued by `resume` all the same.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use pidloop::{Command, Context};
+    ///
+    /// let context = Context::new();
+    /// let child = Command::new("sleep").arg("0.2").context(&context).timeout(Duration::from_secs(10)).spawn()?;
+    /// context.pause();
+    /// assert!(child.wait_timeout(Duration::from_millis(400))?.is_none());
+    /// context.resume();
+    /// assert!(child.wait()?.success());
+    /// # Ok::<(), pidloop::Error>(())
+    /// ```
+    pub fn pause(&self) {
+        self.set_paused(true);
+    }
+
+    /// Continues what [`pause`](Context::pause) has stopped, unless a context above is still paused.
+    pub fn resume(&self) {
+        self.set_paused(false);
+    }
+
+    /// Whether it, or a context above, is paused.
+    pub fn is_paused(&self) -> bool {
+        self.0.is_ours() && self.0.links().pauses.depth > 0
+    }
+
+    fn set_paused(&self, paused: bool) {
+        if !self.0.is_ours() || std::mem::replace(&mut self.0.links().pauses.by_itself, paused) == paused {
+            return;
+        }
+        let now = Instant::now();
+        let mut told = Vec::new();
+        let mut pending = vec![self.0.clone()];
+        while let Some(node) = pending.pop() {
+            let mut links = node.links();
+            links.pauses.change(paused, now);
+            pending.extend(links.children.iter().filter_map(|(_, child)| child.upgrade()));
+            told.extend(links.listeners.iter().filter_map(|(_, listener)| listener.paused.clone()));
+        }
+        told.iter().for_each(|told| told());
     }
 
     /// A guard that cancels it when it is dropped; Go's `defer cancel()`.
@@ -419,7 +507,7 @@ impl Context {
 
     /// The nearest context, from it upwards, that may end without anybody's call.
     pub(crate) fn may_end_by_itself(&self) -> Option<Context> {
-        self.line().find(|context| context.has_descriptor() || context.0.at_deadline.is_some()).cloned()
+        self.line().find(|context| context.has_descriptor() || context.0.deadline.is_some()).cloned()
     }
 
     /// Whether it, or one above it, was made before this process was forked: its end does not come through here.
@@ -561,7 +649,7 @@ impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Context");
         debug.field("id", &self.0.id).field("cause", &self.0.fired.get());
-        debug.field("deadline", &self.0.deadline).finish()
+        debug.field("deadline", &self.0.deadline.as_ref().map(|(at, _)| at)).finish()
     }
 }
 
@@ -572,6 +660,16 @@ impl Node {
 
     fn is_ours(&self) -> bool {
         self.generation == generation()
+    }
+
+    fn own_deadline(&self) -> Option<Instant> {
+        let (at, _) = self.deadline.as_ref()?;
+        at.checked_add(self.paused_for(Instant::now()))
+    }
+
+    /// In a forked copy, where the lock may be held for ever: not at all.
+    fn paused_for(&self, now: Instant) -> Duration {
+        if self.is_ours() { self.links().pauses.until(now) } else { Duration::ZERO }
     }
 
     fn write_event(&self) {
@@ -586,8 +684,10 @@ impl Node {
         if let Some(cause) = self.fired.get() {
             return Some(cause.clone());
         }
-        if let (Some(at), Some(cause)) = (self.deadline, &self.at_deadline) {
-            if at <= *now.get_or_insert_with(Instant::now) {
+        if let Some((at, cause)) = &self.deadline {
+            let now = *now.get_or_insert_with(Instant::now);
+            // Most have not come near it, paused or not.
+            if *at <= now && *at + self.paused_for(now) <= now {
                 return Some(cause.clone());
             }
         }

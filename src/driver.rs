@@ -399,7 +399,7 @@ fn vigil() -> HandedOut {
 /// Listens first and reads then what there is to watch: a descriptor that is handed out meanwhile is seen by one of the two.
 pub(crate) fn listen(context: &Context, tell: Tell) -> std::result::Result<ListenKey, Listener> {
     let vigil = vigil();
-    let key = context.listen(Listener { tell, handed_out: vigil.clone() })?;
+    let key = context.listen(Listener { tell, handed_out: vigil.clone(), paused: None })?;
     if let Some(context) = context.may_end_by_itself() {
         vigil(&context);
     }

@@ -41,6 +41,7 @@ mod spawn;
 mod spawner;
 mod stats;
 mod stdio;
+mod stops;
 mod sys;
 mod tell;
 mod terminal;
@@ -56,7 +57,8 @@ pub use async_io::{AsyncReader, AsyncWriter};
 pub use cause::{Cause, Reason};
 pub use child::{Child, Children, Pipefail, Pipeline, PipelineExit, PipelineOutput};
 pub use command::{
-    Cancel, CgroupScope, Closure, Command, IoPriority, Leftovers, Namespace, Resource, Scheduler, Step, Target,
+    Cancel, CgroupScope, Closure, Command, Dead, IoPriority, JobState, Leftovers, Namespace, Resource, Scheduler, Step,
+    Target,
 };
 pub use context::{Context, DropGuard, When};
 pub use driver::{

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 10] = [
     &["shell", "signal", "cause", "error", "exit", "scope", "token", "timer", "lifecycle", "tell"],
     &["sys"],
-    &["process", "pipe", "helpers", "spawner", "stdio", "terminal", "queue", "events", "trace", "admission"],
+    &["process", "pipe", "helpers", "spawner", "stops", "stdio", "terminal", "queue", "events", "trace", "admission"],
     &["spawn", "cgroup"],
     &["context", "stats"],
     &["command", "adopt"],

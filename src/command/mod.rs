@@ -1,6 +1,7 @@
 //! What to run, and how it must stop: a description that can be spawned any number of times. Knows nothing of running children.
 
 mod exec;
+mod job;
 mod options;
 mod scope;
 
@@ -14,6 +15,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use self::job::{Dead, JobState};
+pub(crate) use self::job::{Inspect, OnStopped};
 pub use self::options::{IoPriority, Namespace, Resource, Scheduler};
 pub use self::scope::CgroupScope;
 use crate::context::Context;
@@ -70,6 +73,8 @@ pub struct Command {
     pub(crate) group: bool,
     pub(crate) cgroup_scope: Option<CgroupScope>,
     pub(crate) leftovers: Leftovers,
+    pub(crate) inspect: Option<Inspect>,
+    pub(crate) on_stopped: Option<OnStopped>,
     /// A terminal of its own.
     pub(crate) terminal: Option<Terminal>,
     /// The pipeline's group.
@@ -256,6 +261,8 @@ impl Command {
             group: false,
             cgroup_scope: None,
             leftovers: Leftovers::default(),
+            inspect: None,
+            on_stopped: None,
             terminal: None,
             job: None,
             label: OnceLock::new(),
@@ -507,7 +514,7 @@ impl Command {
 
     /// Whether anything but the child's own end can matter to a caller that waits for it on the spot.
     pub(crate) fn is_plain(&self) -> bool {
-        let alone = !self.group && self.cgroup_scope.is_none();
+        let alone = !self.group && self.cgroup_scope.is_none() && self.inspect.is_none();
         let unwatched = self.contexts.is_empty() && self.timeout.is_none() && self.terminal.is_none();
         unwatched && alone && !self.has_served_streams()
     }

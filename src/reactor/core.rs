@@ -33,6 +33,9 @@ use crate::tell::{Level, tell, wake};
 use crate::timer::{Alarm, Clock, Timers};
 use crate::token::{ChildId, Kind, SLOTS_MAX, Token};
 
+/// How many of a context's children are gone through at a time.
+const SLICE: usize = 1024;
+
 /// Whether children may still be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -670,6 +673,55 @@ impl Core {
         }
     }
 
+    /// A context was paused or resumed: its deadline is another one, and its children follow.
+    fn pause_changed(&self, token: Token) {
+        if !self.is_ours() {
+            return;
+        }
+        self.arm_context(token);
+        let (mut cells, mut next) = (Vec::new(), Some(0));
+        while let Some(cursor) = next {
+            next = self.members(token, cursor, SLICE, &mut cells).1;
+            cells.drain(..).for_each(|cell| cell.follow_pause());
+        }
+    }
+
+    /// Arms the deadline of a context as it is now; of one that is paused it is when that is over.
+    pub(crate) fn arm_context(&self, token: Token) {
+        let mut tables = self.tables();
+        let Some(entry) = tables.context_slot(token) else { return };
+        let deadline = entry.context.deadline();
+        let before = std::mem::replace(&mut entry.deadline, deadline);
+        if let Some(at) = before {
+            tables.timers.disarm(at, (token, Clock::Deadline));
+        }
+        if let Some(at) = deadline {
+            tables.arm(self, at, (token, Clock::Deadline));
+        }
+    }
+
+    /// Whether one of the child's contexts is paused.
+    pub(crate) fn is_paused(&self, token: Token) -> bool {
+        let mut tables = self.tables();
+        let Some(slot) = tables.child_slot(token) else { return false };
+        let links: Vec<(u32, u32)> = slot.links.iter().collect();
+        links.iter().any(|(context, _)| tables.contexts[*context as usize].context.is_paused())
+    }
+
+    /// The command's own deadline comes so much later.
+    pub(crate) fn shift_deadline(&self, token: Token, by: Duration) {
+        let mut tables = self.tables();
+        if tables.child_slot(token).is_none() {
+            return;
+        }
+        if let Some(at) = tables.deadlines.get(&token.slot()).copied() {
+            let later = at.checked_add(by).unwrap_or(at);
+            tables.forget_deadline(token);
+            tables.deadlines.insert(token.slot(), later);
+            tables.arm(self, later, (token, Clock::Deadline));
+        }
+    }
+
     /// A context has ended; says whether the loop has yet to go through its children.
     pub(crate) fn begin_stopping(&self, token: Token) -> bool {
         self.tables().context_slot(token).is_some_and(|entry| !std::mem::replace(&mut entry.stopping, true))
@@ -881,7 +933,15 @@ impl Tables {
                 core.watch_above(token);
             }
         };
-        let listening = context.listen_unseen(Listener { tell: Tell::Nothing, handed_out: Arc::new(handed_out) }).ok();
+        let this = core.this.clone();
+        let paused = move || {
+            if let Some(core) = this.upgrade() {
+                core.pause_changed(token);
+            }
+        };
+        let listener =
+            Listener { tell: Tell::Nothing, handed_out: Arc::new(handed_out), paused: Some(Arc::new(paused)) };
+        let listening = context.listen_unseen(listener).ok();
         let is_handed_out = context.is_handed_out();
         entry.insert(ContextSlot {
             generation,

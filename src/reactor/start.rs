@@ -12,7 +12,7 @@ use super::stop::Ladder;
 use crate::admission::{Applicant, Permit};
 use crate::cause::Cause;
 use crate::cgroup::Cgroup;
-use crate::command::{Cancel, Command, Leftovers};
+use crate::command::{Cancel, Command, JobState, Leftovers, OnStopped};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::events::EventKind;
@@ -24,9 +24,11 @@ use crate::pipe::{self, Feed};
 use crate::process::Membership;
 use crate::queue;
 use crate::scope::Scope;
+use crate::signal::Signal;
 use crate::spawn::{self, BUSY_PAUSE, Born, Busy, Group, Options, Plan, Source};
 use crate::spawner::{Job, Ticket};
 use crate::stdio::{Claim, Kind, OneShot, Stdio};
+use crate::stops::{StopState, Watch};
 use crate::tell::{Level, tell};
 use crate::terminal::Terminal;
 use crate::token::Token;
@@ -204,6 +206,7 @@ fn wire(place: &Place, command: &Command, manner: Manner) -> Result<Wires> {
     let territory = Territory::new(command)?;
     let scope = territory.scope;
     wires.options = territory.settle(command, &mut extra);
+    wires.stops = command.on_stopped.as_ref().map(watch_stops).transpose()?;
     if let Some(number) = wires.controlling_terminal() {
         let options = wires.options.get_or_insert_with(|| command.options.clone());
         options.session = true;
@@ -232,8 +235,9 @@ fn clone(cell: &Arc<Cell>, command: &Command, wires: &Wires, manner: Manner) -> 
 }
 
 /// What becomes of it after the clone, up to its first registration.
-fn settle(cell: &Arc<Cell>, wires: Wires, manner: Manner, born: Result<Born>) -> Result<()> {
+fn settle(cell: &Arc<Cell>, mut wires: Wires, manner: Manner, born: Result<Born>) -> Result<()> {
     // The child has its ends, and we give ours of them up before its death can be seen: they would pass for somebody who holds the streams.
+    let stops = wires.stops.take();
     let standbys = wires.close_theirs();
     match born {
         Ok(born) => {
@@ -241,6 +245,9 @@ fn settle(cell: &Arc<Cell>, wires: Wires, manner: Manner, born: Result<Born>) ->
             cell.born(born.pid, born.pidfd, manner.watched)?;
         }
         Err(error) => return Err(cell.unborn().map_or(error, Error::stopped)),
+    }
+    if let (Some(watch), Some(pidfd)) = (stops, cell.lend()) {
+        watch.begin(pidfd);
     }
     for (which, standby) in standbys.into_iter().enumerate() {
         if let Some(standby) = standby {
@@ -393,6 +400,18 @@ impl BusyTimer {
     }
 }
 
+fn watch_stops(told: &OnStopped) -> Result<Watch> {
+    let told = told.clone();
+    Watch::new(move |state| {
+        match state {
+            StopState::Stopped(signal) => Signal::from_raw(signal).map(JobState::Stopped),
+            StopState::Continued => Some(JobState::Continued),
+        }
+        .into_iter()
+        .for_each(|state| told(state));
+    })
+}
+
 /// Whom the child's stops reach.
 struct Territory {
     scope: Scope,
@@ -458,6 +477,7 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
         && command.wait_delay.is_none()
         && command.leftovers == Leftovers::Leave
         && command.job.is_none()
+        && command.inspect.is_none()
         && !wires.any();
     if plain {
         return None;
@@ -466,6 +486,7 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
         ladder: Ladder::from(&command.cancel),
         wait_delay: command.wait_delay,
         leftovers: command.leftovers,
+        inspect: command.inspect.clone(),
         membership: command.job.clone().map(Membership::new),
         reasons: wires.may_be_read_later().then(|| Reasons { contexts: command.contexts.clone(), deadline }),
         piped: std::mem::take(&mut wires.piped),
@@ -481,6 +502,8 @@ fn extra(command: &Command, wires: &mut Wires, deadline: Option<Instant>) -> Opt
 
 /// The descriptors behind a child's three streams: its ends, and ours.
 struct Wires {
+    /// Waits to be given a child that may be stopped.
+    stops: Option<Watch>,
     theirs: [End; 3],
     piped: [Option<OwnedFd>; 3],
     /// Our end of its terminal: the caller's, or ours.
@@ -523,6 +546,7 @@ impl Wires {
             standbys: [None, None, None],
             crowded,
             options: None,
+            stops: None,
         };
         let terminal = match &command.terminal {
             Some(terminal) => Some(Arc::new(wires.open_terminal(terminal, command, defaults)?)),

@@ -275,7 +275,11 @@ impl Loop {
         for (token, clock) in self.batch.due.drain(..) {
             if token.kind() == Kind::Context {
                 // The look finds the deadline passed, cancels, and that is an event of its own.
-                let _ = self.core.context(token).map(|context| context.look());
+                let context = self.core.context(token);
+                // One that has not passed was paused since it was armed; of one that is paused now we are told.
+                if context.is_some_and(|context| context.look().is_none() && !context.is_paused()) {
+                    self.core.arm_context(token);
+                }
             } else if let Some(cell) = self.core.child(token) {
                 cell.on_alarm(clock);
             }

@@ -75,6 +75,59 @@ pub(crate) fn wait(pidfd: BorrowedFd<'_>, mode: WaitMode) -> io::Result<Waited> 
     }
 }
 
+/// A stop of a child, by this signal, or its continuation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopState {
+    Stopped(i32),
+    Continued,
+}
+
+/// Sleeps until the child is stopped or continued, and takes that report; `None` when it is dead or somebody has reaped it.
+///
+/// The death is looked at and left: without it in the question the sleep would outlast the child. waitid(2).
+pub(crate) fn await_stop(pidfd: BorrowedFd<'_>) -> io::Result<Option<StopState>> {
+    loop {
+        let Some(info) = wait_info(pidfd, libc::WSTOPPED | libc::WCONTINUED | libc::WEXITED | libc::WNOWAIT)? else {
+            return Ok(None);
+        };
+        // SAFETY: waitid fills the SIGCHLD members.
+        let signal = unsafe { info.si_status() };
+        let (taken, state) = match info.si_code {
+            libc::CLD_STOPPED | libc::CLD_TRAPPED => (libc::WSTOPPED, StopState::Stopped(signal)),
+            libc::CLD_CONTINUED => (libc::WCONTINUED, StopState::Continued),
+            _ => return Ok(None),
+        };
+        // SAFETY: as above, or all zeros.
+        let took = wait_info(pidfd, taken | libc::WNOHANG)?.is_some_and(|info| unsafe { info.si_pid() } != 0);
+        // Else it is over already, and another one may be there.
+        if took {
+            return Ok(Some(state));
+        }
+    }
+}
+
+/// `None`: it is no child of ours (any more).
+fn wait_info(pidfd: BorrowedFd<'_>, options: libc::c_int) -> io::Result<Option<libc::siginfo_t>> {
+    loop {
+        // SAFETY: plain data for which all zeros is a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: waitid(2): the pointer is valid for the length of the call, the descriptor is borrowed for it.
+        let result = unsafe {
+            let null = ptr::null_mut::<libc::rusage>();
+            libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd.as_raw_fd(), ptr::from_mut(&mut info), options, null)
+        };
+        if result == 0 {
+            return Ok(Some(info));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::ECHILD) => return Ok(None),
+            _ => return Err(error),
+        }
+    }
+}
+
 fn waited(info: &libc::siginfo_t, rusage: &libc::rusage) -> Waited {
     // SAFETY: waitid fills the SIGCHLD members, or leaves the zeros.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };

@@ -67,6 +67,8 @@ impl Cell {
                     life.record_cause();
                 }
                 self.feed(life, Event::Stop);
+            } else {
+                self.follow_pause_locked(life);
             }
             Ok(())
         });
@@ -94,6 +96,11 @@ impl Cell {
         self.emit(life, || EventKind::Spawned);
     }
 
+    /// Its pidfd for a thread that sleeps on it; `None` when it is reaped.
+    pub(crate) fn lend(&self) -> Option<Arc<OwnedFd>> {
+        self.with(|life| life.open_pidfd().is_some().then(|| life.lend_pidfd()))
+    }
+
     /// A process that runs already is handed to the loop. If that fails it is left alone.
     pub(crate) fn adopted(self: &Arc<Cell>, pid: u32, pidfd: OwnedFd, kin: Kin) -> Result<()> {
         self.pid.store(pid, Ordering::Relaxed);
@@ -107,6 +114,8 @@ impl Cell {
             // A reason that came up since it was entered has found nobody to stop.
             if life.pending.is_some() {
                 self.feed(life, Event::Stop);
+            } else {
+                self.follow_pause_locked(life);
             }
             Ok(())
         })

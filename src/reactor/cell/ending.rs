@@ -1,20 +1,25 @@
 //! The death: seen, reaped, published; and the place given back. The one reaper at a time is whoever the cell calls its owner.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{After, CALL_GRACE, Call, Cell, Death, Extra, Kin, Life, Owner};
+use crate::command::{Dead, Inspect};
 use crate::events::EventKind;
 use crate::exit::{Ending, Exit, HeldOpen};
+use crate::helpers;
 use crate::lifecycle::Event;
 use crate::process::{self, Foreign, Reaped, WaitMode};
 use crate::reactor::stop::Delay;
 use crate::signal::Signal;
-use crate::tell::Level;
+use crate::tell::{Level, tell};
 use crate::timer::Clock;
 
 /// How long the parent of a process that is somebody else's child has to reap it: only then its status is known.
 const FOREIGN_GRACE: Duration = Duration::from_millis(500);
+/// How long a closure may look at a zombie before that is reaped all the same.
+const INSPECTION_MAX: Duration = Duration::from_secs(1);
 
 impl Cell {
     /// Reaps a child that the caller owns, if it is dead.
@@ -32,6 +37,9 @@ impl Cell {
         }
         if life.kin == Kin::Foreign {
             return self.try_foreign(life);
+        }
+        if let Some(inspect) = life.extra.as_mut().and_then(|extra| extra.inspect.take()) {
+            return self.begin_inspection(life, inspect);
         }
         let keep = life.keeps_zombie();
         match process::reap(life.pidfd(), if keep { WaitMode::PollAndLeave } else { WaitMode::Poll }) {
@@ -61,6 +69,33 @@ impl Cell {
         }
     }
 
+    /// Nobody else is its owner meanwhile, for a second at most.
+    fn begin_inspection(self: &Arc<Cell>, life: &mut Life, inspect: Inspect) {
+        let now = Instant::now();
+        (life.owner, life.seen_at) = (Owner::Inspector, Some(now));
+        if let Some(token) = life.token {
+            self.core.arm(now + INSPECTION_MAX, (token, Clock::Retry));
+        }
+        let cell = self.clone();
+        helpers::run(Box::new(move || {
+            let dead = Dead { pid: cell.pid() };
+            if catch_unwind(AssertUnwindSafe(|| (inspect.0)(&dead))).is_err() {
+                tell(Level::Warn, format_args!("{}: the closure of inspect panicked", cell.label));
+            }
+            cell.with(|life| cell.end_inspection(life));
+            // Whoever turns the loop may be waiting for this very end.
+            cell.core.wake();
+        }));
+    }
+
+    /// It has been looked at, or that takes too long.
+    pub(super) fn end_inspection(self: &Arc<Cell>, life: &mut Life) {
+        if life.owner == Owner::Inspector {
+            life.owner = Owner::Reactor;
+            self.try_reap(life);
+        }
+    }
+
     /// Readable but not waitable: a tracer has it. The registration stays from now on, and the next edge tells.
     pub(super) fn not_yet(&self, life: &mut Life) {
         if life.traced {
@@ -77,11 +112,15 @@ impl Cell {
         if life.traced {
             self.core.deregister(life.pidfd());
         }
-        let exited_at = life.seen_at.unwrap_or_else(Instant::now);
+        // What is left of its group is not left stopped.
+        let was_paused = self.end_pause(life);
+        self.after_pause(life, was_paused);
+        let now = Instant::now();
+        let exited_at = life.seen_at.unwrap_or(now);
         // A zombie that somebody else reaped keeps no number.
         life.unreaped = unreaped && matches!(reaped, Reaped::Ended(..));
         let (status, usage, reaped_at) = match reaped {
-            Reaped::Ended(status, usage) => (Some(status), Some(usage), (!unreaped).then_some(exited_at)),
+            Reaped::Ended(status, usage) => (Some(status), Some(usage), (!unreaped).then_some(now)),
             Reaped::Stolen(status) => (status, None, None),
             Reaped::NotYet => return,
         };

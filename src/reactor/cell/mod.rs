@@ -3,12 +3,14 @@
 
 mod birth;
 mod ending;
+mod pausing;
 mod queued;
 mod stopping;
 mod streams;
 mod tree;
 mod waiting;
 
+pub(crate) use self::pausing::Paused;
 use self::queued::Left;
 pub(crate) use self::queued::Turn;
 pub(crate) use self::tree::Tree;
@@ -26,7 +28,7 @@ use super::core::Core;
 use super::stop::{Delay, Ladder};
 use crate::admission::Permit;
 use crate::cause::Cause;
-use crate::command::{Leftovers, Signals};
+use crate::command::{Inspect, Leftovers, Signals};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
@@ -74,6 +76,8 @@ pub(crate) enum Owner {
     Creator,
     /// The loop, through epoll.
     Reactor,
+    /// A helper thread that looks at the zombie, for as long as it may.
+    Inspector,
     /// A caller of `wait`, by `waitid`; the pidfd is not in the epoll set.
     Waiter,
     /// It is reaped (or lost).
@@ -206,6 +210,9 @@ pub(crate) struct Extra {
     /// When its stop began.
     pub(crate) stopped_at: Option<Instant>,
     pub(crate) leftovers: Leftovers,
+    pub(crate) paused: Paused,
+    /// To be called when it is dead, before it is reaped.
+    pub(crate) inspect: Option<Inspect>,
     pub(crate) tree: Option<Box<Tree>>,
     pub(crate) membership: Option<Membership>,
     /// The ends of pipes that the caller may still take: stdin, stdout, stderr.
@@ -405,6 +412,8 @@ impl Cell {
 
     pub(crate) fn on_alarm(self: &Arc<Cell>, clock: Clock) {
         self.with(|life| match clock {
+            // Armed before the pause: it comes again when that is over.
+            Clock::Deadline | Clock::Step | Clock::Delay if life.is_paused() => {}
             Clock::Deadline => self.stop_locked(life, Cause::DeadlineExceeded),
             Clock::Step => {
                 life.extra().ladder.due = None;
@@ -416,6 +425,7 @@ impl Cell {
             }
             Clock::Retry => match life.owner {
                 Owner::Creator => self.stop_unborn(life),
+                Owner::Inspector => self.end_inspection(life),
                 Owner::Reactor => self.try_reap(life),
                 Owner::Waiter | Owner::Nobody => {}
             },
@@ -478,6 +488,7 @@ impl Drop for Cell {
         let life = self.life.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (Some(extra), true) = (&mut life.extra, self.core.is_ours()) {
             std::mem::replace(&mut extra.ladder, Ladder::new(Vec::new())).retire();
+            extra.inspect.take().into_iter().for_each(Inspect::retire);
             if extra.cancel_failed.is_some() || extra.stream_failed.is_some() {
                 let errors = (life.exit.take(), extra.cancel_failed.take(), extra.stream_failed.take());
                 crate::helpers::run(Box::new(move || drop(errors)));
@@ -557,6 +568,10 @@ impl Life {
             Scope::Group => has_begun && self.open_pidfd().is_some(),
             Scope::Cgroup => (has_begun || self.stopping_tree) && self.cgroup().is_some(),
         }
+    }
+
+    fn is_inspected(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.inspect.is_some())
     }
 
     fn leaves_group_behind(&self) -> bool {

@@ -44,7 +44,10 @@ impl Cell {
         if life.owner == Owner::Creator {
             self.stop_unborn(life);
         } else {
+            // Its clocks run from now on; it is continued when it has something to heed.
+            let was_paused = self.end_pause(life);
             self.feed(life, Event::Stop);
+            self.after_pause(life, was_paused);
         }
     }
 

@@ -108,7 +108,7 @@ impl Cell {
     pub(crate) fn wait_as_owner(self: &Arc<Cell>, until: Option<Instant>) -> Result<Option<Exit>> {
         let (pidfd, grouped, born) = {
             let mut life = self.lock();
-            (life.lend_pidfd(), life.scope != Scope::Child, life.kin == Kin::Born)
+            (life.lend_pidfd(), life.scope != Scope::Child || life.is_inspected(), life.kin == Kin::Born)
         };
         let outcome = match until {
             // A pidfd of the caller's may be one that does not block; and who is not our child can only be polled for.
@@ -116,7 +116,7 @@ impl Cell {
                 while !process::wait_readable(pidfd.as_fd(), None) {}
                 Ok(None)
             }
-            // A group's leader is looked at first: what becomes of the group is decided before it is reaped.
+            // A group's leader, and one that is to be inspected, is looked at first: what becomes of the group is decided before it is reaped.
             None if grouped => process::reap(pidfd.as_fd(), WaitMode::BlockAndLeave).map(|_| None),
             None => process::reap(pidfd.as_fd(), WaitMode::Block).map(Some),
             Some(until) => {
