@@ -235,11 +235,12 @@ fn subjects() {
             // What is made once is made.
             let works = command.status();
             mark(case.name);
-            if works.is_ok() {
-                command.status().unwrap();
-                mark("end");
-            } else {
-                mark(&format!("refused {}", works.unwrap_err()));
+            match works {
+                Ok(_) => {
+                    command.status().unwrap();
+                    mark("end");
+                }
+                Err(error) => mark(&format!("refused {error}")),
             }
         }
     });
