@@ -554,11 +554,14 @@ mod tests {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.exit().signal(), Some(Signal::SIGKILL));
 
-        let child = driver.spawn(Command::new("sleep").arg("60").stdout(crate::Stdio::captured())).unwrap();
+        let (stderr, mut lines) = crate::Stdio::lines(1);
+        let mut command = Command::new("sleep");
+        let child = driver.spawn(command.arg("60").stdout(crate::Stdio::captured()).stderr(stderr)).unwrap();
         let pid = child.id();
         panic_in(&driver, 1);
         let error = child.wait_with_output().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ReactorDied);
+        assert_eq!((lines.next(), lines.end()), (None, Some(crate::QueueEnd::Abandoned)));
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         assert_eq!(driver.spawn(&Command::new("true")).unwrap_err().kind(), ErrorKind::ReactorDied);

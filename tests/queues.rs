@@ -416,3 +416,32 @@ fn consumers_that_race_the_loop_miss_nothing() {
         child.wait().unwrap().check().unwrap();
     }
 }
+
+/// A cancel, a consumer that leaves, a child that ends: whichever comes first, what was taken is a beginning, and the end comes.
+#[test]
+fn queues_that_are_raced_by_cancels_and_drops_are_whole_or_a_beginning() {
+    for round in 0..rounds(40) {
+        let (ctx, taken_max) = (Context::new(), [0, 1, 100, 10_000, usize::MAX][round % 5]);
+        let then = if round % 2 == 0 { WhenDropped::Close } else { WhenDropped::Drain };
+        let mut options = QueueOptions::lines();
+        options.bytes_max(1 + round * 97 % 70_000).items_max(1 + round * 31 % 3000).when_dropped(then);
+        let (stdout, mut lines) = options.one();
+        let child = Command::new("seq").arg("20000").stdout(stdout).context(&ctx).spawn().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..round * 1777 % 300_000).for_each(|_| std::hint::spin_loop());
+                if round % 3 > 0 {
+                    ctx.cancel();
+                }
+            });
+            scope.spawn(move || {
+                let taken: Vec<u8> = lines.by_ref().take(taken_max).flatten().collect();
+                let expected = (1..=20_000).flat_map(|n| format!("{n}\n").into_bytes());
+                assert!(taken.iter().copied().eq(expected.take(taken.len())), "round {round}");
+            });
+            let output = child.wait_with_output().unwrap();
+            let cause = output.exit().cause();
+            assert!(cause.is_none() || cause == Some(&Cause::Cancelled), "round {round}: {cause:?}");
+        });
+    }
+}
