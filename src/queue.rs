@@ -129,8 +129,7 @@ impl QueueOptions {
     /// While so many bytes wait the child's pipe is not read. 8 MiB unless set; at least 1.
     ///
     /// A line that has begun is kept besides, up to [`line_max`](QueueOptions::line_max). When the child has ended, what it left in its
-    /// pipe (at most 64 KiB, or `bytes_max` if that is more and up to 1 MiB) is taken whatever the bound, so that nobody who waits for the
-    /// end of the child depends on the consumer.
+    /// pipe (at most 64 KiB) is taken whatever the bound, so that nobody who waits for the end of the child depends on the consumer.
     pub fn bytes_max(&mut self, bytes: usize) -> &mut QueueOptions {
         self.bytes_max = bytes.max(1);
         self
@@ -593,11 +592,6 @@ impl Tap {
     /// Whom the consumer asks to go on.
     pub(crate) fn attach(&self, upstream: Arc<dyn Upstream>) {
         self.shared.lock().streams[self.which].upstream = Some(upstream);
-    }
-
-    /// Whether more than a usual pipe's content may come at once.
-    pub(crate) fn takes_at_once(&self, bytes: usize) -> bool {
-        self.shared.options.bytes_max >= bytes
     }
 
     /// Whether what comes is read although nobody takes it.

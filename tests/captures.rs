@@ -331,3 +331,22 @@ fn descriptors_block_in_the_child_and_those_of_the_caller_keep_their_flags() {
     assert!(!fcntl_getfl(held.as_fd()).unwrap().contains(OFlags::NONBLOCK));
     assert!(!fcntl_getfl(read.as_fd()).unwrap().contains(OFlags::NONBLOCK));
 }
+
+/// F_SETPIPE_SZ, where what is read goes into fresh memory; looked at through the child's own end.
+#[test]
+fn a_pipe_that_is_found_full_again_and_again_is_enlarged() {
+    for (stdout, expected) in [(Stdio::captured(), MIB), (Stdio::captured_limited(Limit::head_tail(9, 9)), 64 << 10)] {
+        let mut reactor = Reactor::new().unwrap();
+        let id = reactor.spawn(Command::new("yes").stdout(stdout).kill_on_drop(true)).unwrap();
+        let pid = reactor.pid(id).unwrap();
+        let theirs = File::open(format!("/proc/{pid}/fd/1")).unwrap();
+        let size = || rustix::pipe::fcntl_getpipe_size(&theirs).unwrap();
+        for _ in 0..10 {
+            common::eventually("its pipe is full", || {
+                rustix::io::ioctl_fionread(&theirs).unwrap() as usize + 4096 > size()
+            });
+            reactor.turn(Some(Duration::ZERO)).unwrap();
+        }
+        assert_eq!(size(), expected);
+    }
+}

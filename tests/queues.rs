@@ -420,7 +420,7 @@ fn consumers_that_race_the_loop_miss_nothing() {
 /// A cancel, a consumer that leaves, a child that ends: whichever comes first, what was taken is a beginning, and the end comes.
 #[test]
 fn queues_that_are_raced_by_cancels_and_drops_are_whole_or_a_beginning() {
-    for round in 0..rounds(40) {
+    for round in 0..rounds(25) {
         let (ctx, taken_max) = (Context::new(), [0, 1, 100, 10_000, usize::MAX][round % 5]);
         let then = if round % 2 == 0 { WhenDropped::Close } else { WhenDropped::Drain };
         let mut options = QueueOptions::lines();

@@ -8,7 +8,7 @@ use std::task::Waker;
 
 use rustix::io::Errno;
 
-use super::{PIPE_FULL_BYTES, PIPE_MAX_BYTES, PIPE_TURN_BYTES, Pumped, Source};
+use super::{PIPE_FULL_BYTES, PIPE_TURN_BYTES, Pumped, Source};
 use crate::queue::{Filled, QueueEnd, Tap, Upstream};
 use crate::stdio::{Claim, Limit};
 use crate::sys::read_behind;
@@ -36,9 +36,7 @@ impl Capture {
 
     /// For a consumer, as it comes.
     pub(crate) fn queued(fd: OwnedFd, tap: Claim<Tap>) -> Capture {
-        // What is owed at the exit is taken at once: no more than the consumer allows to wait anyway.
-        let enlarged = !tap.takes_at_once(PIPE_MAX_BYTES);
-        Capture { source: Source { enlarged, ..Source::new(fd) }, sink: Sink::Queue(tap), tee: None }
+        Capture { source: Source::new(fd), sink: Sink::Queue(tap), tee: None }
     }
 
     /// As [`Capture::new`], and what comes goes to `tee`, too.
@@ -145,10 +143,15 @@ impl Capture {
                 Ok(n)
             }),
             (sink, None) => {
-                // One read never takes more than the pipe holds, PIPE_MAX_BYTES.
+                // One read never takes more than the pipe holds.
                 let room = sink.make_room(at_most.unwrap_or(usize::MAX));
                 match source.read(|fd| sink.read_from(fd, room)) {
-                    Ok(n) => Filled::Came(n, room),
+                    Ok(n) => {
+                        if sink.buffer().is_some() {
+                            source.enlarge_if_busy(n);
+                        }
+                        Filled::Came(n, room)
+                    }
                     Err(error) => Filled::Failed(error),
                 }
             }

@@ -19,6 +19,8 @@ pub(crate) const PIPE_TURN_BYTES: usize = 1 << 20;
 const PIPE_MAX_BYTES: usize = 1 << 20;
 /// A read of this much found the pipe full: the writer is faster than we come round.
 const PIPE_FULL_BYTES: usize = 64 << 10;
+/// Found full so often in all it is busy.
+const FULL_TIMES: u8 = 3;
 
 /// More than the buffers of a terminal hold.
 const TERMINAL_MAX_BYTES: usize = 64 << 10;
@@ -57,15 +59,15 @@ struct Source<F> {
     owed_bytes: Option<usize>,
     /// Our end of a terminal.
     terminal: bool,
-    /// It is as large as it may get.
-    enlarged: bool,
+    /// How often it was found full; no more than what makes it busy.
+    full_times: u8,
     /// Read, and not counted yet.
     uncounted_bytes: u64,
 }
 
 impl<F: AsFd> Source<F> {
     fn new(fd: F) -> Source<F> {
-        Source { fd, owed_bytes: None, terminal: false, enlarged: false, uncounted_bytes: 0 }
+        Source { fd, owed_bytes: None, terminal: false, full_times: 0, uncounted_bytes: 0 }
     }
 
     /// `read` reads from the descriptor once, and says how much.
@@ -75,12 +77,21 @@ impl<F: AsFd> Source<F> {
         if let Some(owed) = &mut self.owed_bytes {
             *owed = owed.saturating_sub(n);
         }
-        if n >= PIPE_FULL_BYTES && !self.enlarged {
-            self.enlarged = true;
+        Ok(n)
+    }
+
+    /// To be called after a read of `n` bytes into memory that has not been used yet, each page of which has to be found first: then a pipe that
+    /// holds more lets the writer go on meanwhile. One that is emptied into the same memory again and again is best as it is: what it holds
+    /// stays in the processor's cache.
+    fn enlarge_if_busy(&mut self, n: usize) {
+        if n < PIPE_FULL_BYTES || self.full_times >= FULL_TIMES {
+            return;
+        }
+        self.full_times += 1;
+        if self.full_times == FULL_TIMES {
             // Refused where the user's share of pipe memory is used up; then it stays as it is.
             let _ = fcntl_setpipe_size(&self.fd, PIPE_MAX_BYTES);
         }
-        Ok(n)
     }
 
     /// The exit was seen: everything the child wrote is in the pipe by now.
