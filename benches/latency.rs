@@ -20,10 +20,14 @@ fn ask(bench: &mut Bench) {
     let job = format!("latency kind=exit n={n} child={tiny} args=l,{stamp} file={stamp}");
     // Waited for by a future, and started by one or not.
     let spawned = Entrant::new("pidloop-async", format!("{job} way=spawn")).called("pidloop-async, spawn");
-    let case_of_exit = case("exit", &names(&["pidloop", "pidloop-async", "pidloop-reactor"]), job).with([spawned]);
+    let case_of_exit =
+        case("exit", &names(&["pidloop", "pidloop-async", "pidloop-reactor", "pidloop-nested"]), job).with([spawned]);
     let figures = bench.measure(case_of_exit);
     let ours = figures.lower(&["pidloop-async", "pidloop-async, spawn"]);
     bench.goal("P11", "exit to a blocking waiter, p50, over waitid", AtMost(1.1), figures.ratio("pidloop", "floor"));
+    // A runtime of one thread that turns the reactor itself: no other thread has to be woken first.
+    let text = "exit to an async waiter, p50: tokio-ct over a Reactor in tokio's AsyncFd";
+    bench.goal("P11", text, AtLeast(1.0), figures.ratio("tokio-ct", "pidloop-nested"));
     for peer in ["tokio-ct", "tokio-mt"] {
         let text = format!("exit to an async waiter, p50: {peer} over {ours}");
         bench.goal("P11", text, AtLeast(1.0), figures.ratio(peer, ours));

@@ -6,13 +6,15 @@ use std::future::Future;
 use std::io::{self, Read, Write};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use pidloop::{Child, Command, Context, Limit, Reactor, Resource, Stdio};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
 
 use super::flood;
@@ -32,6 +34,7 @@ pub fn serve_as(name: &str) -> io::Result<()> {
         "pidloop-async" => serve(&Pidloop { way: Way::Async, shared }),
         "pidloop-context" => serve(&WithContext(Pidloop { way: Way::Wait, shared })),
         "pidloop-reactor" => serve(&InReactor),
+        "pidloop-nested" => serve(&InTokio(tokio::runtime::Builder::new_current_thread().enable_io().build()?)),
         other => Err(io::Error::other(format!("no such contender: {other}"))),
     }
 }
@@ -211,6 +214,42 @@ fn as_tasks(load: Load, how: &How) -> io::Result<Tally> {
     Ok(Tally { wall: begin.elapsed(), each })
 }
 
+/// How often the runtime of one thread would like to come round.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Ticks until it is told that all are done, and says how late each tick was.
+async fn tick(done: Arc<AtomicBool>) -> Vec<u64> {
+    let mut at = tokio::time::Instant::now();
+    let mut each = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        at += TICK;
+        tokio::time::sleep_until(at).await;
+        each.push(nanos(at.elapsed()));
+    }
+    each
+}
+
+/// All at once, in a runtime of one thread.
+fn while_ticking(load: Load, how: &How) -> io::Result<Vec<u64>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime.block_on(async {
+        let done = Arc::new(AtomicBool::new(false));
+        let ticking = tokio::spawn(tick(done.clone()));
+        if load.n == 0 {
+            tokio::time::sleep(load.limit).await;
+        }
+        pidloop::set_max_running(load.in_flight as usize);
+        pidloop::set_max_queued(load.n as usize);
+        let command = command(how)?;
+        let tasks: Vec<_> = (0..load.n).map(|_| tokio::spawn(command.output_async())).collect();
+        for task in tasks {
+            task.await.map_err(io::Error::other)??;
+        }
+        done.store(true, Ordering::Relaxed);
+        ticking.await.map_err(io::Error::other)
+    })
+}
+
 /// Each of the calling threads has its share of the load.
 fn shared_out(load: Load, how: &How, one: fn(Load, &How) -> io::Result<Tally>) -> io::Result<Tally> {
     let share = Load { n: load.n / load.threads, in_flight: (load.in_flight / load.threads).max(1), ..load };
@@ -306,6 +345,10 @@ impl Contender for Pidloop {
             return in_threads(load, load.threads, || self.run(how));
         }
         shared_out(load, how, if self.way == Way::Async { as_tasks } else { oldest_first })
+    }
+
+    fn ticks(&self, load: Load, how: &How) -> io::Result<Vec<u64>> {
+        while_ticking(load, how)
     }
 
     /// All under one context.
@@ -437,6 +480,46 @@ impl Contender for InReactor {
             }
         }
         Ok(total)
+    }
+}
+
+/// The loop turned by tokio's, in a runtime of one thread.
+struct InTokio(tokio::runtime::Runtime);
+
+impl Contender for InTokio {
+    type Child = AsyncFd<Reactor>;
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").into()
+    }
+
+    fn start(&self, how: &How) -> io::Result<Self::Child> {
+        let _inside = self.0.enter();
+        #[allow(deprecated, reason = "its successor, of tokio 1.54, is unsafe")]
+        AsyncFd::with_interest(InReactor.start(how)?, Interest::READABLE)
+    }
+
+    fn wait(&self, reactor: &mut Self::Child) -> io::Result<()> {
+        self.0.block_on(async {
+            while reactor.get_mut().next_exit().is_none() {
+                let mut ready = reactor.readable_mut().await?;
+                ready.clear_ready();
+                ready.get_inner_mut().turn(Some(Duration::ZERO))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn kill(&self, _reactor: &mut Self::Child) -> io::Result<()> {
+        Err(unsupported("handle on one child"))
+    }
+
+    fn run(&self, how: &How) -> io::Result<()> {
+        self.wait(&mut self.start(how)?)
+    }
+
+    fn read(&self, how: &How, bytes: Bytes) -> io::Result<u64> {
+        InReactor.read(how, bytes)
     }
 }
 

@@ -19,6 +19,11 @@ impl Spread {
         Spread { median: self.median * by, low: self.low * by, high: self.high * by, ..self }
     }
 
+    /// Above what there is anyway.
+    pub fn minus(self, base: f64) -> Spread {
+        Spread { median: self.median - base, low: self.low - base, high: self.high - base, ..self }
+    }
+
     pub fn of(mut samples: Vec<f64>) -> Option<Spread> {
         samples.sort_by(f64::total_cmp);
         let at = |q: f64| {

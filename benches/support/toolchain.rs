@@ -25,7 +25,8 @@ impl Programs {
         let tiny = cc::tiny().map_err(|why| format!("the tiny child: {why}"))?;
         let mut programs = Programs { tiny, ..Programs::default() };
         let own = std::env::current_exe().map_err(|e| e.to_string())?;
-        for name in ["pidloop", "pidloop-wait", "pidloop-async", "pidloop-context", "pidloop-reactor"] {
+        for name in ["pidloop", "pidloop-wait", "pidloop-async", "pidloop-context", "pidloop-reactor", "pidloop-nested"]
+        {
             programs.add(name, vec![own.display().to_string(), "--worker".into(), name.into()]);
         }
         programs.add_built("floor", cc::floor());

@@ -101,6 +101,12 @@ pub trait Contender: Sync {
         Err(unsupported("flood"))
     }
 
+    /// `load.n` children whose output is captured, all asked for at once and `load.in_flight` of them there at most, in a runtime of one thread,
+    /// which ticks meanwhile: how late each tick of a millisecond was, in nanoseconds. Without children: for as long as the limit says.
+    fn ticks(&self, _load: Load, _how: &How) -> io::Result<Vec<u64>> {
+        Err(unsupported("runtime of one thread"))
+    }
+
     fn hold(&self, n: u64, how: &How) -> io::Result<Vec<Self::Child>> {
         (0..n).map(|_| self.start(how)).collect()
     }
@@ -247,6 +253,7 @@ pub fn serve<C: Contender>(contender: &C) -> io::Result<()> {
             "flood" => contender
                 .flood(job.text("kind"), job.number("n", 1), &job.how())
                 .map(|each| format!("n={}{}", each.len(), quantiles(each))),
+            "ticks" => answer_ticks(contender, &job),
             other => Err(io::Error::other(format!("an unknown verb: {other}"))),
         };
         let mut out = io::stdout().lock();
@@ -299,6 +306,12 @@ fn answer_latency<C: Contender>(contender: &C, job: &Job) -> io::Result<String> 
     };
     let each = (0..job.number("n", 1)).map(|_| one()).collect::<io::Result<Vec<_>>>()?;
     Ok(format!("n={}{}", each.len(), quantiles(each)))
+}
+
+fn answer_ticks<C: Contender>(contender: &C, job: &Job) -> io::Result<String> {
+    let begin = Instant::now();
+    let each = contender.ticks(job.load(), &job.how())?;
+    Ok(format!("n={} ns={}{}", each.len(), nanos(begin.elapsed()), quantiles(each)))
 }
 
 fn answer_pipe<C: Contender>(contender: &C, job: &Job) -> io::Result<String> {

@@ -4,18 +4,21 @@ use std::io;
 use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::options;
 use crate::worker::{Bytes, Contender, How, Load, Streams, Tally, nanos, size_pipe};
 
 const PIECE_BYTES: usize = 64 << 10;
+
+const TICK: Duration = Duration::from_millis(1);
 
 pub struct Tokio(Runtime);
 
@@ -72,6 +75,18 @@ async fn work(load: Load, how: Arc<How>, left: Arc<AtomicU64>) -> io::Result<Vec
     Ok(each)
 }
 
+/// Ticks until it is told that all are done, and says how late each tick was.
+async fn tick(done: Arc<AtomicBool>) -> Vec<u64> {
+    let mut at = ::tokio::time::Instant::now();
+    let mut each = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        at += TICK;
+        ::tokio::time::sleep_until(at).await;
+        each.push(nanos(at.elapsed()));
+    }
+    each
+}
+
 impl Contender for Tokio {
     type Child = Child;
 
@@ -118,6 +133,30 @@ impl Contender for Tokio {
             Ok(all)
         })?;
         Ok(Tally { wall: begin.elapsed(), each })
+    }
+
+    fn ticks(&self, load: Load, how: &How) -> io::Result<Vec<u64>> {
+        self.0.block_on(async {
+            let done = Arc::new(AtomicBool::new(false));
+            let ticking = ::tokio::spawn(tick(done.clone()));
+            if load.n == 0 {
+                ::tokio::time::sleep(load.limit).await;
+            }
+            let room = Arc::new(Semaphore::new(load.in_flight as usize));
+            let mut set = JoinSet::new();
+            for _ in 0..load.n {
+                let (room, how) = (room.clone(), how.clone());
+                set.spawn(async move {
+                    let _room = room.acquire().await;
+                    run(&how).await
+                });
+            }
+            while let Some(ran) = set.join_next().await {
+                ran.map_err(io::Error::other)??;
+            }
+            done.store(true, Ordering::Relaxed);
+            ticking.await.map_err(io::Error::other)
+        })
     }
 
     fn read_many(&self, children: u64, how: &How, bytes: Bytes) -> io::Result<u64> {
