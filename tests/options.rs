@@ -771,3 +771,169 @@ fn scratch_file(content: &str) -> fs::File {
 fn reopen(file: &fs::File) -> fs::File {
     fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
 }
+
+/// What is not seen from the outside in another test: a child that sleeps, asked about by number.
+#[test]
+fn the_kernel_tells_of_a_running_child_what_was_asked_for() {
+    const NAME: &str = "the_kernel_tells_of_a_running_child_what_was_asked_for";
+    if !is_root() {
+        return skip(NAME, "not root");
+    }
+    let mut command = Command::new("/bin/sleep");
+    command.arg("60").arg0("-zzz").env_clear().env("A", "b").current_dir("/usr").umask(0o123).kill_on_drop(true);
+    command.io_priority(IoPriority::BestEffort(6)).scheduler(Scheduler::Idle).oom_score_adj(300).nice(3);
+    command.inheritable_capabilities(&[0, 40]).drop_capabilities(&[1]);
+    // What leaves it enough to live, and may be had without a right to more.
+    let limits = [
+        (Resource::Core, "Max core file size", 101),
+        (Resource::Cpu, "Max cpu time", 102),
+        (Resource::FileSize, "Max file size", 103),
+        (Resource::LockedMemory, "Max locked memory", 104),
+        (Resource::MessageQueues, "Max msgqueue size", 105),
+        (Resource::OpenFiles, "Max open files", 106),
+        (Resource::Processes, "Max processes", 107),
+        (Resource::PendingSignals, "Max pending signals", 108),
+        (Resource::RealtimeTime, "Max realtime timeout", 109),
+        (Resource::AddressSpace, "Max address space", 1 << 32),
+        (Resource::Data, "Max data size", 1 << 31),
+        (Resource::Stack, "Max stack size", 1 << 22),
+        (Resource::Nice, "Max nice priority", 0),
+        (Resource::RealtimePriority, "Max realtime priority", 0),
+    ];
+    for (resource, _, value) in limits {
+        command.rlimit(resource, value, value);
+    }
+    let child = command.spawn().unwrap();
+    common::eventually("it sleeps", || common::state(child.id()) == Some('S'));
+    let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap();
+    assert_eq!((read("cmdline").as_str(), read("environ").as_str()), ("-zzz\x0060\0", "A=b\0"));
+    assert_eq!(fs::read_link(format!("/proc/{}/cwd", child.id())).unwrap(), std::path::Path::new("/usr"));
+    let status = read("status");
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+    assert_eq!((field("Umask:"), field("CapInh:")), ("0123", "0000010000000001"));
+    assert_eq!(u64::from_str_radix(field("CapBnd:"), 16).unwrap() & 2, 0);
+    assert_eq!(read("oom_score_adj"), "300\n");
+    let stat = read("stat");
+    let stat: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    assert_eq!((stat[16], stat[38]), ("3", libc::SCHED_IDLE.to_string().as_str()));
+    // SAFETY: ioprio_get(2) of a process by number.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_ioprio_get, 1, child.id()) }, 2 << 13 | 6);
+    let seen = read("limits");
+    for (_, name, value) in limits {
+        let line = seen.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let words: Vec<&str> = line.split_whitespace().take(2).collect();
+        assert_eq!(words, [value.to_string(), value.to_string()], "{name} in {seen}");
+    }
+    child.kill().unwrap();
+}
+
+#[test]
+fn a_time_namespace_has_offsets_and_a_namespace_can_be_joined() {
+    const NAME: &str = "a_time_namespace_has_offsets_and_a_namespace_can_be_joined";
+    let mut command = cat();
+    command.arg("/proc/self/timens_offsets").unshare(&[Namespace::Time]).time_offsets(1000, -5);
+    match command.output() {
+        Ok(output) => {
+            let words = String::from_utf8(output.stdout).unwrap();
+            let words: Vec<&str> = words.split_whitespace().collect();
+            assert_eq!(words, ["monotonic", "1000", "0", "boottime", "-5", "0"]);
+        }
+        Err(error) if error.stage() == Some(Stage::Namespaces) => return skip(NAME, &error.to_string()),
+        Err(error) => panic!("{error}"),
+    }
+    let (first, _stdout) = spawn_ready(sh("echo ready; exec sleep 60").unshare(&[Namespace::Uts, Namespace::Mount]));
+    let link = |file: &str| fs::read_link(format!("/proc/{}/ns/{file}", first.id())).unwrap();
+    let open = |file: &str| fs::File::open(format!("/proc/{}/ns/{file}", first.id())).unwrap();
+    let mut second = Command::new("readlink");
+    second.args(["/proc/self/ns/uts", "/proc/self/ns/mnt"]);
+    second.join_namespace(open("uts")).join_namespace(open("mnt"));
+    assert_eq!(text(&second), format!("{}\n{}", link("uts").display(), link("mnt").display()));
+    // Its children's, and nobody's: neither is joined.
+    for file in [open("pid"), fs::File::open("/dev/null").unwrap()] {
+        let error = Command::new("true").join_namespace(file).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Namespaces)), "{error}");
+    }
+    first.kill().unwrap();
+}
+
+/// Each is an error that says the step and the value; nothing of it is left, and the next spawn works.
+#[test]
+fn bad_input_is_named_and_leaves_nothing() {
+    const NAME: &str = "bad_input_is_named_and_leaves_nothing";
+    as_a_user(NAME, &[], 0, || {
+        Command::new("true").run().unwrap();
+        let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap();
+        let before = common::open_descriptors();
+        let refused = |command: &mut Command, stage: Stage, says: &str| {
+            let error = command.spawn().unwrap_err();
+            assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(stage)), "{error}");
+            assert!(error.to_string().starts_with("true: could not ") && error.to_string().contains(says), "{error}");
+            assert_eq!((common::open_descriptors(), common::children_of_ours()), (before.clone(), vec![]), "{error}");
+            Command::new("true").run().unwrap();
+        };
+        let new = || Command::new("true");
+        refused(new().groups(&[]).uid(0), Stage::Groups, "Operation not permitted");
+        refused(new().gid(0), Stage::Gid, "set the group id: 0: Operation not permitted");
+        refused(new().rlimit(Resource::OpenFiles, 5, hard + 1), Stage::ResourceLimit, &format!("hard {}", hard + 1));
+        refused(new().rlimit(Resource::OpenFiles, 9, 5), Stage::ResourceLimit, "soft 9, hard 5: Invalid argument");
+        refused(new().chroot("/"), Stage::Chroot, "change the root directory /: Operation not permitted");
+        refused(new().nice(-9), Stage::Nice, "by -9: Permission denied");
+        refused(new().oom_score_adj(-999), Stage::OomScore, "-999: Permission denied");
+        refused(new().scheduler(Scheduler::Fifo(7)), Stage::Scheduler, "priority 7: Operation not permitted");
+        refused(new().unshare(&[Namespace::Mount]), Stage::Namespaces, "Operation not permitted");
+        refused(new().drop_capabilities(&[3]), Stage::Capabilities, "drop 3 from the bounding set");
+        refused(new().ambient_capabilities(&[3]), Stage::Capabilities, "make [3] ambient");
+        refused(new().inheritable_capabilities(&[3]), Stage::Capabilities, "make [3] inheritable");
+        refused(new().process_group(1), Stage::ProcessGroup, "set the process group: 1: ");
+        let error = new().join_namespace(fs::File::open("/proc/self/ns/uts").unwrap()).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Namespaces)), "{error}");
+    });
+}
+
+/// Gone, not ours, frozen.
+#[test]
+fn a_cgroup_that_cannot_be_entered_is_an_error_and_a_frozen_one_can_be_cancelled() {
+    const NAME: &str = "a_cgroup_that_cannot_be_entered_is_an_error_and_a_frozen_one_can_be_cancelled";
+    let Some(base) = common::cgroup2() else { return skip(NAME, "no cgroup v2") };
+    let dir = base.join(format!("pidloop-test-bad-{}", std::process::id()));
+    if fs::create_dir(&dir).is_err() {
+        return skip(NAME, "cgroups are not delegated");
+    }
+    let open = || OwnedFd::from(fs::File::open(&dir).unwrap());
+    let mut command = Command::new("true");
+    command.cgroup(open());
+    fs::write(dir.join("cgroup.freeze"), "1").unwrap();
+    let context = pidloop::Context::new();
+    let mut frozen = command.clone();
+    let spawned = common::beside(
+        "frozen",
+        || frozen.context(&context).spawn().map(drop),
+        || {
+            common::eventually("it is born there", || {
+                !fs::read_to_string(dir.join("cgroup.procs")).unwrap().is_empty()
+            });
+            context.cancel();
+        },
+    );
+    assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Cancelled);
+    fs::write(dir.join("cgroup.freeze"), "0").unwrap();
+    // One limit of processes is in every cgroup that has the controller.
+    if fs::write(dir.join("pids.max"), "0").is_ok() {
+        assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::NoProcessSlots);
+    }
+    common::eventually("the cgroup is empty", || fs::remove_dir(&dir).is_ok());
+    let error = command.spawn().unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Cgroup)), "{error}");
+    Command::new("true").run().unwrap();
+}
+
+#[test]
+fn a_cgroup_of_somebody_else_is_refused() {
+    const NAME: &str = "a_cgroup_of_somebody_else_is_refused";
+    let Some(base) = common::cgroup2() else { return skip(NAME, "no cgroup v2") };
+    as_a_user(NAME, &[], 0, || {
+        let error = Command::new("true").cgroup(fs::File::open(&base).unwrap()).spawn().unwrap_err();
+        assert_eq!((error.kind(), error.stage()), (ErrorKind::Setup, Some(Stage::Cgroup)), "{error}");
+        Command::new("true").run().unwrap();
+    });
+}

@@ -12,9 +12,7 @@ use std::task::{Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use pidloop::{Child, Command, Context, Limit, Reactor, Resource, Stdio};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use pidloop::{Child, Command, Context, IoPriority, Limit, Namespace, Reactor, Resource, Scheduler, Signal, Stdio};
 use tokio::task::LocalSet;
 
 use super::flood;
@@ -82,6 +80,18 @@ fn command(how: &How) -> io::Result<Command> {
         "chroot" => command.chroot("/"),
         "rlimit" => command.rlimit(Resource::OpenFiles, 1024, 1024),
         "umask" => command.umask(0o22),
+        "nice" => command.nice(1),
+        "cpu_affinity" => command.cpu_affinity(&[0, 1]),
+        "io_priority" => command.io_priority(IoPriority::BestEffort(4)),
+        "oom_score_adj" => command.oom_score_adj(1),
+        "scheduler" => command.scheduler(Scheduler::Batch),
+        "no_new_privs" => command.no_new_privs(),
+        "capabilities" => command.drop_capabilities(&[0]).inheritable_capabilities(&[]),
+        "signals" => command.reset_signals().signal_mask(&[Signal::SIGHUP]).ignore_signals(&[Signal::SIGINT]),
+        "parent_death" => command.on_this_thread().parent_death_signal(Signal::SIGKILL),
+        "unshare" => command.unshare(&[Namespace::Uts]),
+        "uid_map" => command.unshare(&[Namespace::User]).uid_map(0, 0).gid_map(0, 0),
+        "uid_maps" => command.unshare(&[Namespace::User]).uid_maps(&[(0, 0, 2)]).gid_maps(&[(0, 0, 2)]),
         other => return Err(unsupported(other)),
     };
     Ok(command)
