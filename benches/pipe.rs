@@ -1,4 +1,5 @@
-//! How fast bytes come out of children: one and eight that write much, all of it kept in memory or not, and many that write little.
+//! How fast bytes come out of children: one and eight that write much, all of it kept in memory or not, and many that write little; what it
+//! costs their parent in memory and CPU.
 
 mod support;
 
@@ -11,6 +12,7 @@ fn main() {
 fn ask(bench: &mut Bench) {
     bulk(bench);
     memory(bench);
+    kept(bench);
     captures(bench);
 }
 
@@ -82,6 +84,29 @@ fn memory(bench: &mut Bench) {
         AtMost(1.25),
         figures.ratio(&labels[0], &labels[1]),
     );
+}
+
+/// What the contender's `way=limited` keeps, and how much more it may have for that.
+const LIMIT_BYTES: u64 = 128 << 10;
+const OVER_BYTES: u64 = MIB;
+
+/// A child that might as well go on for ever; and one whose output nobody reads.
+fn kept(bench: &mut Bench) {
+    let bytes = bench.pick(1024 * MIB, 256 * MIB);
+    let job = format!("pipe mode=memory children=1 child={} args=w,{bytes}", bench.tiny());
+    let entrant = |way: &str, label: &str| Entrant::new("pidloop", format!("{job} way={way}")).called(label);
+    let whole = || Entrant::new("pidloop", &*job).called("whole");
+    let name = format!("peak/{}M", bytes / MIB);
+    let case = Case::new(name, Unit::Plain("peak", "resident bytes at most"), "whole");
+    let figures = bench.measure(case.with([whole(), entrant("limited", "limited"), entrant("spooled", "spooled")]));
+    let text = format!("{} MiB, {LIMIT_BYTES} bytes of them kept: most memory, in bytes", bytes / MIB);
+    bench.goal("P14", text, AtMost((LIMIT_BYTES + OVER_BYTES) as f64), figures.spread("limited"));
+    let name = format!("parent/{}M", bytes / MIB);
+    let case = Case::new(name, Unit::Micros("own_cpu"), "whole");
+    let figures = bench.measure(case.with([whole(), entrant("limited", "limited"), entrant("spooled", "spooled")]));
+    // Without giving the spool's memory back.
+    let text = format!("{} MiB: the parent's CPU, spooled over captured", bytes / MIB);
+    bench.goal("P14", text, AtMost(0.01), figures.ratio("spooled", "whole"));
 }
 
 fn captures(bench: &mut Bench) {

@@ -352,6 +352,7 @@ impl Captured {
     pub(crate) fn with_stderr_of(mut self, other: Captured) -> Captured {
         self.stderr = other.stderr;
         self.stderr_omitted_bytes = other.stderr_omitted_bytes;
+        self.stderr_spool = other.stderr_spool;
         self
     }
 }

@@ -16,7 +16,7 @@ use pidloop::{Child, Command, Context, IoPriority, Limit, Namespace, Reactor, Re
 use tokio::task::LocalSet;
 
 use super::flood;
-use super::worker::{Bytes, Contender, How, Load, Streams, Tally, in_threads, nanos, serve, unsupported};
+use super::worker::{Bytes, Contender, How, Load, Streams, Tally, aside, in_threads, nanos, serve, unsupported};
 
 const NOBODY: u32 = 65534;
 const PIECE_BYTES: usize = 64 << 10;
@@ -111,11 +111,12 @@ impl Write for Count {
     }
 }
 
-/// A child whose stdout is read: kept whole, given to a writer, kept within a limit, or read by the caller.
+/// A child whose stdout is read: kept whole, given to a writer, kept within a limit, written by the child into memory, or read by the caller.
 enum Reading {
     Kept(Child),
     Written(Child, Arc<AtomicU64>),
     Limited(Child),
+    Spooled(Child),
     Piped(Child),
 }
 
@@ -124,11 +125,12 @@ impl Reading {
         let mut command = command(how)?;
         let total = Arc::new(AtomicU64::new(0));
         Ok(match (bytes, how.way.as_str()) {
-            (Bytes::Keep, _) => Reading::Kept(command.stdout(Stdio::captured()).spawn()?),
+            (Bytes::Keep, "") => Reading::Kept(command.stdout(Stdio::captured()).spawn()?),
             (_, "limited") => {
                 let limit = Limit::head_tail(PIECE_BYTES, PIECE_BYTES);
                 Reading::Limited(command.stdout(Stdio::captured_limited(limit)).spawn()?)
             }
+            (_, "spooled") => Reading::Spooled(command.stdout(Stdio::spooled()).spawn()?),
             (_, "piped") => Reading::Piped(command.stdout(Stdio::piped()).spawn()?),
             _ => {
                 let child = command.stdout(Stdio::writer(Count(total.clone()))).spawn()?;
@@ -147,6 +149,12 @@ impl Reading {
             Reading::Limited(child) => {
                 let output = child.wait_with_output()?;
                 Ok(output.stdout.len() as u64 + output.stdout_omitted_bytes)
+            }
+            Reading::Spooled(child) => {
+                let output = child.wait_with_output()?;
+                let bytes = output.stdout_spool.as_ref().map_or(0, |spool| spool.len_bytes());
+                aside(|| drop(output));
+                Ok(bytes)
             }
             Reading::Piped(child) => {
                 let mut stdout = child.take_stdout().expect("piped");

@@ -1,5 +1,5 @@
 //! The peers that are written in Rust, each as a contender of its own: `peers std`. Knows the worker's side of a benchmark.
-#![allow(unreachable_pub, reason = "shared with the benchmarks")]
+#![allow(dead_code, unreachable_pub, reason = "shared with the benchmarks")]
 
 mod async_process;
 mod blocking;
