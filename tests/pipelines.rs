@@ -255,6 +255,28 @@ fn how_each_is_stopped_can_be_said_for_all() {
     assert_eq!(exit.check().unwrap_err().cause().unwrap().to_string(), "enough");
 }
 
+#[test]
+fn a_limit_on_children_counts_it_as_one() {
+    let driver = Driver::new().unwrap();
+    driver.set_max_running(1);
+    let pipeline = shells(&["echo x", "cat", "cat"]).stdout(Stdio::captured()).timeout(SOON).clone();
+    for _ in 0..rounds(5) {
+        assert_eq!(driver.spawn_pipeline(&pipeline).unwrap().wait_with_output().unwrap().stdout(), b"x\n");
+        let children = block_on(driver.spawn_pipeline_async(&pipeline)).unwrap();
+        assert_eq!(children.wait_with_output().unwrap().stdout(), b"x\n");
+    }
+    // A second one waits for the first command of the first one.
+    let (ours, theirs) = pipe();
+    let first = driver.spawn_pipeline(shells(&["cat", "cat"]).stdin(ours).stdout(Stdio::null())).unwrap();
+    thread::scope(|scope| {
+        let second = scope.spawn(|| driver.spawn_pipeline(&pipeline).unwrap().wait().unwrap());
+        eventually("it waits", || driver.load().queued == 1);
+        drop(theirs);
+        assert!(second.join().unwrap().success());
+    });
+    first.wait().unwrap().check().unwrap();
+}
+
 // ── what fails leaves nothing ──
 
 /// That nothing is left of what `spawn` began; the commands before the one that failed have the time of their lives before them.
@@ -502,6 +524,12 @@ fn twins_say_what_the_blocking_ones_say() {
     let captured = pipeline.clone().stdout(Stdio::captured()).group().clone();
     let children = block_on(Driver::new().unwrap().spawn_pipeline_async(&captured)).unwrap();
     assert_eq!(block_on(children.wait_with_output_async()).unwrap().stdout(), b"x\n");
+    // Of the first of a group, which is watched last.
+    let (stderr, lines) = Stdio::lines(10);
+    let children =
+        Pipeline::new([sh("echo one >&2; echo two >&2").stderr(stderr), &mut sh("cat")]).group().spawn().unwrap();
+    assert_eq!(lines.into_iter().count(), 2);
+    children.wait().unwrap().check().unwrap();
     let children = block_on(shells(&["exec sleep 60", "exec sleep 60"]).spawn_async()).unwrap();
     let exit = block_on(children.terminate_async(SOON)).unwrap();
     assert!(exit.exits().iter().all(|exit| exit.cause() == Some(&Cause::Terminated)));

@@ -204,7 +204,8 @@ impl fmt::Debug for Pipeline {
 
 /// Running it.
 impl Pipeline {
-    /// Starts the commands, first to last, on the default driver. Returns when all programs run; or none is left of those that did.
+    /// Starts the commands, first to last, on the default driver. Where children wait for admission ([`Driver::set_max_running`]) the first
+    /// command waits and counts for all: were each to wait for a slot of its own, those that have one could wait for the next. Returns when all programs run; or none is left of those that did.
     ///
     /// # Errors
     ///
@@ -373,6 +374,7 @@ impl Line {
                 .map_err(|error| error.of(command.shown()).at_place(at + 1, count))?;
             pipeline.settle(&mut command);
             command.job.clone_from(&line.job);
+            command.follows = at > 0;
             line.commands.push_back(command);
         }
         Ok(line)

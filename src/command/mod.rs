@@ -77,6 +77,8 @@ pub struct Command {
     pub(crate) on_stopped: Option<OnStopped>,
     /// A terminal of its own.
     pub(crate) terminal: Option<Terminal>,
+    /// It is not the first of its pipeline, which was admitted as a whole.
+    pub(crate) follows: bool,
     /// The pipeline's group.
     pub(crate) job: Option<Arc<Job>>,
     label: OnceLock<Arc<str>>,
@@ -264,6 +266,7 @@ impl Command {
             inspect: None,
             on_stopped: None,
             terminal: None,
+            follows: false,
             job: None,
             label: OnceLock::new(),
             argv: OnceLock::new(),

@@ -12,7 +12,8 @@ use crate::events::EventKind;
 
 /// Whose limits count for the command; `None`: nobody's.
 pub(super) fn line(core: &Core, command: &Command) -> Option<Line> {
-    if !admission::is_used() {
+    // Who would wait for a slot with the commands before it alive would wait for those, who wait for it.
+    if !admission::is_used() || command.follows {
         return None;
     }
     Line::of(core.key, command.contexts.iter().flat_map(Context::tenants))

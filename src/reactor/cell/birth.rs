@@ -128,7 +128,10 @@ impl Cell {
             let _ = self.send(life, Signal::SIGKILL);
             life.owner = Owner::Nobody;
             life.phase = Phase::Done;
-            life.pidfd.take()
+            // Somebody may be using it, or have used it.
+            let pidfd = life.open_pidfd().is_some().then(|| life.lend_pidfd());
+            self.release_pidfd(life);
+            pidfd
         });
         if let Some(pidfd) = pidfd {
             let _ = process::reap(pidfd.as_fd(), WaitMode::Block);
@@ -150,6 +153,8 @@ impl Cell {
             if life.owner == Owner::Waiter {
                 life.owner = Owner::Reactor;
                 self.watch(life)?;
+                life.extra.iter_mut().flat_map(|extra| extra.captures.iter_mut().flatten()).for_each(Capture::keep);
+                self.follow_pause_locked(life);
             }
             Ok(())
         })
