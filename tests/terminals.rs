@@ -289,6 +289,22 @@ fn deadlines_limits_and_writers_are_as_with_pipes() {
 }
 
 #[test]
+fn who_asks_only_for_the_status_has_its_output_read_and_forgotten() {
+    for _ in 0..rounds(3) {
+        let command = on(&plain(), "seq 30000; exit 3");
+        assert_eq!(command.status().unwrap().code(), Some(3));
+        assert_eq!(command.run().unwrap_err().kind(), ErrorKind::Unsuccessful);
+        let (mut ours, theirs) = pipe();
+        let mut quiet = on(plain().output(Stdio::captured()), "seq 30000 && echo done >&2");
+        drop(quiet.stderr(theirs).spawn().unwrap());
+        drop(quiet);
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "done\n");
+    }
+}
+
+#[test]
 fn a_last_command_of_a_pipeline_may_have_one() {
     let mut last = sh("test -t 1 && cat");
     last.terminal(&plain());

@@ -370,6 +370,8 @@ impl Command {
     /// Who has the other end is said by [`Terminal::output`]: the caller, who takes it ([`Child::take_terminal`](crate::Child::take_terminal)), or the
     /// library. If it is the library and nothing is [typed](Terminal::typed) a stdin that is not set is null: nobody would ever type.
     ///
+    /// As with a pipe, a child that writes more than the terminal holds (a few KiB) waits until somebody reads.
+    ///
     /// The stream ends when nobody has the terminal open any more; what was written before the child's end is there to be read after it. Its
     /// [`wait_delay`](Command::wait_delay), [`Exit::held_open`](crate::Exit::held_open) and limits are those of a pipe for stdout. The session's
     /// foreground group gets SIGHUP when the child ends, and when our last end is closed: by dropping a [`Child`](crate::Child) whose
