@@ -13,6 +13,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use pidloop::{Child, Command, Context, IoPriority, Limit, Namespace, Reactor, Resource, Scheduler, Signal, Stdio};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
 
 use super::flood;
