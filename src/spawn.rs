@@ -20,7 +20,7 @@ pub(crate) use self::exec::replace;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::process::{self, WaitMode};
 pub(crate) use crate::sys::birth::Strings;
-use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Shape, Step, Sweep, Table};
+use crate::sys::birth::{self, Act, Failure, Manner, Move, Outcome, Script, Shape, StatusPipe, Step, Sweep, Table};
 use crate::sys::hook::Hook;
 use crate::sys::idmaps::{Gate, IdMaps};
 use crate::sys::process::Published;
@@ -172,8 +172,9 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     let mut ways = Ways::known();
     // Each turn has one way less than the one before, or uses up some of the time that a busy file has.
     loop {
-        let script = write_script(plan, null, ways.in_shape(shape), shape)?;
-        let failure = match attempt(plan, null, &script, ways.in_shape(shape), shape) {
+        let status = birth::needs_status_pipe(shape).then(status_pipe).transpose()?;
+        let script = write_script(plan, null, status.as_ref(), ways.in_shape(shape), shape)?;
+        let failure = match attempt(plan, null, &script, status, ways.in_shape(shape), shape) {
             Ok(born) => {
                 ways.remember();
                 return Ok(born);
@@ -222,12 +223,13 @@ fn attempt(
     plan: &Plan<'_>,
     null: Option<RawFd>,
     script: &Script,
+    status: Option<StatusPipe>,
     ways: Ways,
     shape: Shape,
 ) -> std::result::Result<Born, Failure> {
     let manner = choose_manner(plan, null, script, ways, shape);
     let changing = (shape != Shape::Fork && clears_dumpable(plan.options)).then(Changing::begin);
-    match birth::clone(script, manner, plan.publish) {
+    match birth::clone(script, manner, plan.publish, status) {
         Ok(Outcome::Born { pid, pidfd }) => {
             if let Some(changing) = changing {
                 changing.end(process::await_own_memory(pidfd.as_fd(), pid));
@@ -505,6 +507,8 @@ impl Ways {
             (Step::Clone, ENOSYS | EPERM | E2BIG) if self.clone3 => {
                 Some(Ways { clone3: false, clear_handlers: false, ..self })
             }
+            // An emulator that makes a fork of it.
+            (Step::Clone, EINVAL) if self.shared_table => Some(Ways { shared_table: false, ..self }),
             (Step::Table, ENOSYS | EPERM | EINVAL) if self.shared_table => Some(Ways { shared_table: false, ..self }),
             // Before 6.9; or what may not be traced may not be asked for descriptors either.
             (Step::Fetch, _) if self.fetch => Some(Ways { fetch: false, ..self }),
@@ -616,9 +620,15 @@ fn descriptor_of(program: &OsStr) -> Option<RawFd> {
 
 // ── the script ──
 
-fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways, shape: Shape) -> Result<Script> {
+fn write_script(
+    plan: &Plan<'_>,
+    null: Option<RawFd>,
+    status: Option<&StatusPipe>,
+    ways: Ways,
+    shape: Shape,
+) -> Result<Script> {
     let options = plan.options;
-    let moves = Moves::new(plan, null, ways, shape);
+    let moves = Moves::new(plan, null, status, ways, shape);
     Ok(Script {
         sweep: sweep(options, ways),
         acts: acts(options, &moves, shape)?,
@@ -626,6 +636,7 @@ fn write_script(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways, shape: Shape) 
         gate: Gate::default(),
         hooks: options.hooks.clone(),
         parent: moves.list.iter().any(|this| this.fetch).then(this_thread),
+        report: moves.report,
         moves: moves.list,
         stderr_is_stdout: matches!(plan.stdio[2], Source::SameAsStdout),
         kept: options.inherit.clone(),
@@ -699,10 +710,11 @@ struct Moves {
     /// Where it cannot be born in the cgroup.
     cgroup: Option<usize>,
     joined: Vec<usize>,
+    report: Option<usize>,
 }
 
 impl Moves {
-    fn new(plan: &Plan<'_>, null: Option<RawFd>, ways: Ways, shape: Shape) -> Moves {
+    fn new(plan: &Plan<'_>, null: Option<RawFd>, status: Option<&StatusPipe>, ways: Ways, shape: Shape) -> Moves {
         let stdio = plan.stdio.iter().enumerate().filter_map(|(to, source)| match source {
             Source::Null => null.map(|from| (from, Some(to as RawFd))),
             Source::Fd(fd) => Some((fd.as_raw_fd(), Some(to as RawFd))),
@@ -711,7 +723,7 @@ impl Moves {
         });
         let extra = plan.extra.iter().map(|(to, fd)| (fd.as_raw_fd(), Some(*to)));
         let mut pairs: Vec<(RawFd, Option<RawFd>)> = stdio.chain(extra).collect();
-        let mut for_an_act = |fd: Option<&Arc<OwnedFd>>| {
+        let mut for_an_act = |fd: Option<&OwnedFd>| {
             fd.map(|fd| {
                 pairs.push((fd.as_raw_fd(), None));
                 pairs.len() - 1
@@ -722,8 +734,9 @@ impl Moves {
             _ => None,
         });
         let enters = !ways.clone3 || shape == Shape::Thread;
-        let cgroup = for_an_act(plan.options.cgroup.as_ref().filter(|_| enters));
+        let cgroup = for_an_act(plan.options.cgroup.as_deref().filter(|_| enters));
         let joined = plan.options.joined.iter().filter_map(|fd| for_an_act(Some(fd))).collect();
+        let report = for_an_act(status.map(|status| &status.theirs));
         let is_overwritten = |this: (RawFd, Option<RawFd>)| {
             let by_another = pairs.iter().any(|(other, to)| *to == Some(this.0) && (*other, *to) != this);
             // A stderr that is stdout overwrites, too.
@@ -738,7 +751,7 @@ impl Moves {
             fetch: may_fetch && from >= FAR,
             lifted: AtomicI32::new(-1),
         });
-        Moves { list: list.collect(), cwd, cgroup, joined }
+        Moves { list: list.collect(), cwd, cgroup, joined, report }
     }
 }
 
@@ -978,6 +991,13 @@ fn null_device() -> Result<RawFd> {
     }
 }
 
+/// pipe(2).
+fn status_pipe() -> Result<StatusPipe> {
+    let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let (ours, theirs) = ends.map_err(|e| Error::os(Stage::Clone, e.into()).saying("the pipe for its report"))?;
+    Ok(StatusPipe { ours: raise_to(ours, 3), theirs: raise_to(theirs, 3) })
+}
+
 /// Moves a long-lived descriptor of ours out of the low numbers, which spawns copy; where that cannot be done it stays.
 pub(crate) fn raise(fd: OwnedFd) -> OwnedFd {
     raise_to(fd, RAISED_FROM)
@@ -1049,6 +1069,9 @@ fn limit_before_it_was_raised() -> Option<Act> {
 pub struct Capabilities {
     /// `clone3` (Linux 5.3), else `clone`.
     pub clone3: bool,
+    /// Until its exec a child shares this process's memory, so that a spawn costs the same however large that is; in an emulator that
+    /// makes a fork of a vfork it has a copy, and reports through a pipe. Known from the first spawn on, until then yes.
+    pub shared_memory: bool,
     /// Handlers are reset by the clone itself (5.5), else one by one in the child.
     pub clear_handlers: bool,
     /// The descriptor table is shared until the child copies the low part of it (5.9): a spawn costs the same however many are open.
@@ -1063,6 +1086,7 @@ impl fmt::Display for Capabilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, there) in [
             ("clone3", self.clone3),
+            ("shared_memory", self.shared_memory),
             ("clear_handlers", self.clear_handlers),
             ("shared_table", self.shared_table),
             ("close_range", self.close_range),
@@ -1080,6 +1104,7 @@ pub fn capabilities() -> Capabilities {
     let ways = Ways::known();
     Capabilities {
         clone3: probed.clone3 && ways.clone3,
+        shared_memory: birth::memory_is_shared(),
         clear_handlers: probed.clone3 && ways.clear_handlers,
         shared_table: probed.close_range && ways.shared_table,
         close_range: probed.close_range && ways.close_range,

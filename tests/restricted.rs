@@ -231,6 +231,70 @@ fn a_process_that_may_not_use_clone3_or_pidfd_open() {
     });
 }
 
+/// Emulators make a fork of a vfork: here strace does, which rewrites the clone's flags. What a child writes into its copy of our memory
+/// nobody sees.
+#[test]
+fn in_an_emulator_that_makes_a_fork_of_a_vfork() {
+    const NAME: &str = "in_an_emulator_that_makes_a_fork_of_a_vfork";
+    const VARIABLE: &str = "PIDLOOP_TEST_EMULATED";
+    if std::env::var(VARIABLE).is_ok() {
+        // Asks by a clone3 that does nothing: each thread's first one is left alone.
+        assert!(pidloop::capabilities().shared_memory);
+        return run_in_copied_memory();
+    }
+    if !pidloop::capabilities().clone3 || cfg!(not(target_endian = "little")) {
+        return common::skip(NAME, "there is no clone3 to be rewritten");
+    }
+    // CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CLEAR_SIGHAND; a first clone3 starts the thread of the test.
+    let flags = "inject=clone3:poke_enter=@arg1=0010000101000000:when=2+";
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=clone3", "-e", flags]);
+    command.arg(std::env::current_exe().unwrap()).args([NAME, "--exact", "--nocapture", "--test-threads=1"]);
+    let Ok(output) = command.env(VARIABLE, "1").output() else {
+        return common::skip(NAME, "strace is not here");
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if text.contains("PTRACE") || text.contains("ptrace") || text.contains("invalid argument") {
+        return common::skip(NAME, "strace may not trace, or does not know how to rewrite");
+    }
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Without a thread: it would be started by a clone3, too.
+fn run_in_copied_memory() {
+    let mut reactor = Reactor::new().unwrap();
+    let mut run = |command: &mut Command| -> pidloop::Result<pidloop::Ended> {
+        reactor.spawn(command)?;
+        Ok(loop {
+            match reactor.next_exit() {
+                Some(ended) => break ended,
+                None => reactor.turn(None).unwrap(),
+            }
+        })
+    };
+    // The very first one, whose error is not seen where it is written.
+    let error = run(&mut Command::new("/no/such/program")).unwrap_err();
+    assert_eq!((error.kind(), error.stage()), (ErrorKind::NotFound, Some(Stage::Exec)), "{error}");
+    assert!(!pidloop::capabilities().shared_memory);
+    let before = common::open_descriptors();
+    for _ in 0..3 {
+        let ended = run(Command::new("cat").stdin(Stdio::bytes("x")).stdout(Stdio::captured())).unwrap();
+        assert!(ended.exit().success());
+        assert_eq!(ended.into_output().stdout, b"x");
+        let error = run(Command::new("true").current_dir("/no/such")).unwrap_err();
+        assert_eq!(error.stage(), Some(Stage::Directory), "{error}");
+        let error = run(Command::new("true").fd(999_999, std::fs::File::open("/").unwrap())).unwrap_err();
+        assert_eq!(error.stage(), Some(Stage::Descriptors), "{error}");
+        let ctx = Context::new();
+        let file = std::fs::File::open("/etc/passwd").unwrap();
+        let killed = run(Command::new("sh").args(["-c", "kill -KILL $$"]).context(&ctx).fd(9, file)).unwrap();
+        assert_eq!(killed.exit().signal(), Some(Signal::SIGKILL));
+    }
+    assert!(pidloop::capabilities().to_string().contains("shared_memory  no"), "{}", pidloop::capabilities());
+    assert_eq!(common::open_descriptors(), before);
+    assert_eq!(common::children_of_ours(), []);
+}
+
 /// What nothing works without.
 #[test]
 fn e142_what_is_missing_is_named() {

@@ -45,7 +45,7 @@ fn try_to(plan: &Plan<'_>) -> Error {
     };
     let mut ways = Ways::known().in_shape(Shape::Thread);
     loop {
-        let script = match write_script(plan, null, ways, Shape::Thread) {
+        let script = match write_script(plan, null, None, ways, Shape::Thread) {
             Ok(script) => script,
             Err(error) => return error,
         };

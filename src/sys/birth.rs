@@ -193,6 +193,8 @@ pub(crate) struct Script {
     pub(crate) moves: Vec<Move>,
     /// Whose descriptors are fetched, if any are: this process, by this thread.
     pub(crate) parent: Option<(u32, u32)>,
+    /// The one of the moves by which the child reports in writing, too.
+    pub(crate) report: Option<usize>,
     /// stderr is what stdout has become.
     pub(crate) stderr_is_stdout: bool,
     /// Stay open under their own numbers.
@@ -287,6 +289,14 @@ struct Report {
     which: AtomicI32,
 }
 
+impl Report {
+    fn set(&self, (failed, errno, which): Mishap) {
+        self.errno.store(errno, Ordering::Release);
+        self.which.store(which, Ordering::Release);
+        self.failed.store(failed, Ordering::Release);
+    }
+}
+
 /// The codes of the steps that are not in the list of acts.
 const AT_TABLE: u32 = 1;
 const AT_SWEEP: u32 = 2;
@@ -353,21 +363,79 @@ pub(crate) enum Outcome {
     Failed { failure: Failure, pidfd: OwnedFd },
 }
 
+/// A pipe that a child holds until its exec and reports into, for where its memory is a copy of ours: emulators make a fork of a vfork.
+/// The first spawn has one and learns whether that is so.
+#[derive(Debug)]
+pub(crate) struct StatusPipe {
+    pub(crate) ours: OwnedFd,
+    pub(crate) theirs: OwnedFd,
+}
+
+/// Whether a child shares our memory until its exec. Relaxed: whoever does not know yet makes a pipe.
+static MEMORY: AtomicU32 = AtomicU32::new(MEMORY_UNKNOWN);
+const MEMORY_UNKNOWN: u32 = 0;
+const MEMORY_SHARED: u32 = 1;
+const MEMORY_COPIED: u32 = 2;
+
+/// Until it is known: yes.
+pub(crate) fn memory_is_shared() -> bool {
+    MEMORY.load(Ordering::Relaxed) != MEMORY_COPIED
+}
+
+pub(crate) fn needs_status_pipe(shape: Shape) -> bool {
+    match (shape, MEMORY.load(Ordering::Relaxed)) {
+        (Shape::Vfork, memory) => memory != MEMORY_SHARED,
+        // Where a vfork copies nobody is suspended either.
+        (Shape::Fork, memory) => memory == MEMORY_COPIED,
+        (Shape::Gated | Shape::Thread, _) => false,
+    }
+}
+
+impl StatusPipe {
+    /// There is a child: learns whether it shares our memory, and reads what it has written if not.
+    fn settle(self, shape: Shape, pid: u32, published: &Published, report: &Report) {
+        if shape == Shape::Vfork && published.claim(pid) {
+            MEMORY.store(MEMORY_SHARED, Ordering::Relaxed);
+        } else {
+            MEMORY.store(MEMORY_COPIED, Ordering::Relaxed);
+            self.read(report);
+        }
+    }
+
+    /// Waits until the child has exec'd or exited, and takes over what it has written. read(2).
+    fn read(self, report: &Report) {
+        // Ours, too: it would keep the pipe open.
+        drop(self.theirs);
+        let mut bytes = [0; size_of::<[i32; 3]>()];
+        let mut len = 0;
+        while let Ok(n @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(&self.ours, &mut bytes[len..])) {
+            len += n;
+        }
+        let word = |i: usize| i32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        report.set((word(0) as u32, word(4), word(8)));
+    }
+}
+
 /// Clones a child that follows `script`; returns when it has exec'd or exited. The kernel writes the pidfd's number into `published`
 /// before the child runs. clone(2).
 ///
 /// An error is the clone's own.
-pub(crate) fn clone(script: &Script, manner: Manner, published: &Published) -> io::Result<Outcome> {
+pub(crate) fn clone(
+    script: &Script,
+    manner: Manner,
+    published: &Published,
+    status: Option<StatusPipe>,
+) -> io::Result<Outcome> {
     let (pid, failure, swallowed) = match manner.shape {
         Shape::Fork => {
             let page = SharedPage::new()?;
             // SAFETY: the page is there until the witness is dismissed.
             unsafe { published.call_witness(&page.get().child) };
-            let result = clone_sharing(script, manner, published, page.get());
+            let result = clone_sharing(script, manner, published, page.get(), status);
             published.dismiss_witness(result.as_ref().map_or(0, |(pid, ..)| *pid));
             result?
         }
-        _ => clone_sharing(script, manner, published, &Shared::default())?,
+        _ => clone_sharing(script, manner, published, &Shared::default(), status)?,
     };
     let raw = published.number();
     // SAFETY: the kernel opened it for us by CLONE_PIDFD, and nobody closes it but us.
@@ -385,6 +453,7 @@ fn clone_sharing(
     manner: Manner,
     published: &Published,
     shared: &Shared,
+    status: Option<StatusPipe>,
 ) -> io::Result<(u32, Option<Failure>, u64)> {
     let order = Order { script, manner, shared };
     let pid = with_stack(|stack| {
@@ -400,6 +469,9 @@ fn clone_sharing(
         restore_signals(before);
         result
     })?;
+    if let Some(status) = status {
+        status.settle(manner.shape, pid, published, &shared.report);
+    }
     let errno = shared.report.errno.load(Ordering::Acquire);
     let failure = Step::of(&shared.report).map(|step| Failure { step, errno });
     Ok((pid, failure, shared.swallowed.load(Ordering::Acquire)))
@@ -411,7 +483,7 @@ pub(crate) fn replace(script: &Script, manner: Manner) -> Failure {
     // A hook is called by one at a time.
     static ONE: PerProcess<Mutex<()>> = PerProcess::new();
     let _one = ONE.get().lock().unwrap_or_else(PoisonError::into_inner);
-    match clone_sharing(script, manner, &Published::new(), &Shared::default()) {
+    match clone_sharing(script, manner, &Published::new(), &Shared::default(), None) {
         Ok((thread, failure, _)) => {
             // Its ids may be somebody else's, its memory is ours.
             while is_thread_of_ours(thread) {
@@ -674,19 +746,29 @@ type Mishap = (u32, i32, i32);
 unsafe extern "C" fn child_main(data: *const c_void) -> ! {
     // SAFETY: the caller's.
     let order = unsafe { &*data.cast::<Order<'_>>() };
-    let (failed, errno, which) = match prepare(order) {
+    let mishap = match prepare(order) {
         Ok(()) => execute(order),
         Err(mishap) => mishap,
     };
-    let report = &order.shared.report;
-    report.errno.store(errno, Ordering::Release);
-    report.which.store(which, Ordering::Release);
-    report.failed.store(failed, Ordering::Release);
+    order.shared.report.set(mishap);
+    write_down(order.script, mishap);
     let exit = if order.manner.shape == Shape::Thread { libc::SYS_exit } else { libc::SYS_exit_group };
     loop {
         // SAFETY: exit(2), exit_group(2) do not return.
         unsafe { call(exit, [127, 0, 0, 0, 0]) };
     }
+}
+
+/// Into the pipe, if there is one.
+fn write_down(script: &Script, (failed, errno, which): Mishap) {
+    let Some(this) = script.report.and_then(|index| script.moves.get(index)) else {
+        return;
+    };
+    let words = [failed as i32, errno, which];
+    let lifted = this.lifted.load(Ordering::Relaxed);
+    // The step that failed may be the one that lifts it.
+    let fd = if lifted < 0 { this.from } else { lifted };
+    let _ = sys(libc::SYS_write, [fd as usize, words.as_ptr() as usize, size_of_val(&words), 0, 0]);
 }
 
 fn prepare(order: &Order<'_>) -> Result<(), Mishap> {

@@ -295,6 +295,12 @@ impl Published {
         self.unwanted.load(Ordering::Acquire)
     }
 
+    /// Whether the child has written its id: it has, in memory that it shares with its suspended creator. In a copy of that the creator does
+    /// it in its place.
+    pub(super) fn claim(&self, pid: u32) -> bool {
+        self.child.compare_exchange(0, pid as i32, Ordering::AcqRel, Ordering::Acquire).is_err()
+    }
+
     pub(super) fn number(&self) -> i32 {
         self.raw.load(Ordering::Acquire)
     }
