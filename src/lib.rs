@@ -85,6 +85,7 @@ pub mod documents {
     /// [design-promises]: crate::documents::design#the-promises
     #[doc = include_str!("../docs/ARCHITECTURE.md")]
     pub mod architecture {}
+    /// [calls]: crate::documents::architecture#the-system-calls-of-a-spawn
     #[doc = include_str!("../docs/BENCHMARKS.md")]
     pub mod benchmarks {}
     #[doc = include_str!("../CHANGELOG.md")]
