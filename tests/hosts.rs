@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, in_own_process, open_descriptors, rounds, sh, skip};
-use pidloop::{Command, ErrorKind, Reactor, Stage, Stdio};
+use pidloop::{Command, Context, ErrorKind, Reactor, Stage, Stdio};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// A file of its own for each spawn, whose inode the child must find.
@@ -307,32 +307,197 @@ fn stop_signals_while_children_are_born() {
 #[test]
 fn a_stop_that_comes_early_stops_the_program() {
     const NAME: &str = "a_stop_that_comes_early_stops_the_program";
-    let Some(base) = common::cgroup2() else { return skip(NAME, "no cgroup v2") };
-    let dir = base.join(format!("pidloop-early-{}", std::process::id()));
-    if fs::create_dir(&dir).is_err() {
-        return skip(NAME, "cgroups are not delegated");
-    }
-    if fs::write(dir.join("cgroup.freeze"), "1").is_err() {
-        fs::remove_dir(&dir).unwrap();
-        return skip(NAME, "cgroups cannot be frozen");
-    }
+    let Some(frozen) = Frozen::new(NAME) else { return };
     let mut command = Command::new("sleep");
     // In a group of its own: that of a session's first process is orphaned, and there the kernel drops a stop.
-    command.arg("60").group().cgroup(File::open(&dir).unwrap());
+    command.arg("60").group().cgroup(File::open(&frozen.0).unwrap());
     let child = std::thread::scope(|scope| {
         let spawner = scope.spawn(|| command.spawn().unwrap());
-        let half_born = || fs::read_to_string(dir.join("cgroup.procs")).unwrap().trim().parse::<i32>().ok();
-        common::eventually("it is half born", || half_born().is_some());
-        let pid = rustix::process::Pid::from_raw(half_born().unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TSTP).unwrap();
-        fs::write(dir.join("cgroup.freeze"), "0").unwrap();
+        frozen.signal_half_born(rustix::process::Signal::TSTP);
+        frozen.thaw();
         spawner.join().unwrap()
     });
     common::eventually("it is stopped", || common::is_stopped(child.id()));
     assert_eq!(fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap(), "sleep\n");
     child.kill().unwrap();
     child.wait().unwrap();
-    common::eventually("the cgroup is empty", || fs::remove_dir(&dir).is_ok());
+}
+
+/// SIGSTOP cannot be taken in the program's place: the half-born child stops, and its creator waits until somebody continues it, or ends
+/// it.
+#[test]
+fn a_half_born_child_that_is_stopped_is_continued_or_ended() {
+    const NAME: &str = "a_half_born_child_that_is_stopped_is_continued_or_ended";
+    for cancels in [false, true] {
+        let Some(frozen) = Frozen::new(NAME) else { return };
+        let ctx = Context::new();
+        let mut command = Command::new("sleep");
+        command.arg("60").cgroup(File::open(&frozen.0).unwrap()).context(&ctx);
+        std::thread::scope(|scope| {
+            let spawner = scope.spawn(|| command.spawn());
+            let pid = frozen.signal_half_born(rustix::process::Signal::STOP);
+            frozen.thaw();
+            common::eventually("it is stopped", || common::is_stopped(pid.as_raw_nonzero().get() as u32));
+            assert!(!spawner.is_finished());
+            if cancels {
+                ctx.cancel();
+                assert_eq!(spawner.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+            } else {
+                rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+                let child = spawner.join().unwrap().unwrap();
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        });
+    }
+}
+
+/// A cgroup whose processes do not run: a child that is born there comes to nothing until it is thawed.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(test: &str) -> Option<Frozen> {
+        let Some(base) = common::cgroup2() else {
+            skip(test, "no cgroup v2");
+            return None;
+        };
+        let dir = base.join(format!("pidloop-{}-{}", test.len(), std::process::id()));
+        if fs::create_dir(&dir).is_err() {
+            skip(test, "cgroups are not delegated");
+            return None;
+        }
+        let frozen = Frozen(dir);
+        if fs::write(frozen.0.join("cgroup.freeze"), "1").is_err() {
+            skip(test, "cgroups cannot be frozen");
+            return None;
+        }
+        Some(frozen)
+    }
+
+    fn signal_half_born(&self, signal: rustix::process::Signal) -> rustix::process::Pid {
+        let half_born = || fs::read_to_string(self.0.join("cgroup.procs")).unwrap().trim().parse::<i32>().ok();
+        common::eventually("it is half born", || half_born().is_some());
+        let pid = rustix::process::Pid::from_raw(half_born().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        pid
+    }
+
+    fn thaw(&self) {
+        fs::write(self.0.join("cgroup.freeze"), "0").unwrap();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = fs::remove_dir(&self.0);
+        } else {
+            common::eventually("the cgroup is empty", || fs::remove_dir(&self.0).is_ok());
+        }
+    }
+}
+
+/// libc's `setuid` sends a signal to each thread and waits for all; one that is in the midst of a spawn answers when that is over.
+#[test]
+fn others_change_directory_and_ids_while_children_are_born() {
+    in_own_process("others_change_directory_and_ids_while_children_are_born", || {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::env::set_current_dir("/").unwrap();
+                    // SAFETY: setresuid(3), setresgid(3): to what they are.
+                    unsafe {
+                        assert_eq!(libc::setresgid(libc::getgid(), libc::getegid(), u32::MAX), 0);
+                        assert_eq!(libc::setresuid(libc::getuid(), libc::geteuid(), u32::MAX), 0);
+                    }
+                    std::env::set_current_dir("/usr").unwrap();
+                }
+            });
+            let spawners: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..rounds(40) {
+                            let output = sh("pwd -P; pwd -P >&2").output().unwrap();
+                            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+                            let (out, err) = (text(output.stdout), text(output.stderr));
+                            // One or the other, and the child's for good.
+                            assert!(["/\n", "/usr\n"].contains(&out.as_str()) && out == err, "{out} {err}");
+                            let mut there = sh("pwd -P");
+                            assert_eq!(there.current_dir("/etc").output().unwrap().stdout, b"/etc\n");
+                        }
+                    })
+                })
+                .collect();
+            let results: Vec<_> = spawners.into_iter().map(|spawner| spawner.join()).collect();
+            stop.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+        });
+    });
+}
+
+/// Sixteen descriptors from the first spawn on: enough for one child with all its streams, and an error for one too many.
+#[test]
+fn sixteen_descriptors_are_enough_for_one_child() {
+    in_own_process("sixteen_descriptors_are_enough_for_one_child", || {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(16), maximum: limit.maximum }).unwrap();
+        assert!(sh("exit 0").status().unwrap().success());
+        let before = open_descriptors();
+        let mut command = sh("cat; echo err >&2");
+        command.stdin(Stdio::bytes("in"));
+        assert_eq!(command.output().unwrap().stdout, b"in");
+        let sleepers: Vec<_> = std::iter::from_fn(|| Some(Command::new("sleep").arg("60").spawn())).take(17).collect();
+        let error = sleepers.iter().find_map(|child| child.as_ref().err()).expect("there is a limit");
+        assert_eq!(error.kind(), ErrorKind::NoDescriptors, "{error}");
+        for child in sleepers.into_iter().flatten() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(command.output().unwrap().stdout, b"in");
+        assert_eq!(open_descriptors(), before);
+        assert_eq!(children_of_ours(), []);
+    });
+}
+
+/// No address is left for another mapping: a thread that has spawned needs none.
+#[test]
+fn address_space_that_is_used_up_is_an_error_or_not_needed() {
+    in_own_process("address_space_that_is_used_up_is_an_error_or_not_needed", || {
+        assert!(sh("exit 0").status().unwrap().success());
+        assert_eq!(sh("echo x").output().unwrap().stdout, b"x\n");
+        let before = open_descriptors();
+        let limit = getrlimit(Resource::As);
+        std::thread::scope(|scope| {
+            let (go, wait) = mpsc::channel::<()>();
+            let (ready, is_ready) = mpsc::channel();
+            // It has no stack for children yet.
+            let fresh = scope.spawn(move || {
+                // But memory of its own for small things.
+                drop(Command::new("true").clone().to_string());
+                ready.send(()).unwrap();
+                wait.recv().unwrap();
+                Command::new("true").spawn().map(|child| child.wait().unwrap())
+            });
+            is_ready.recv().unwrap();
+            let used = fs::read_to_string("/proc/self/statm").unwrap();
+            let pages: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
+            let bytes = pages * rustix::param::page_size() as u64;
+            // What malloc may still want is less than a stack.
+            setrlimit(Resource::As, Rlimit { current: Some(bytes + (200 << 10)), maximum: limit.maximum }).unwrap();
+            // The child has the limit, too, and no room for a loader: it may say so, and we that it ended.
+            let here = Command::new("true").spawn().map(|child| child.wait().unwrap());
+            go.send(()).unwrap();
+            let there = fresh.join().unwrap();
+            setrlimit(Resource::As, limit).unwrap();
+            assert!(here.is_ok(), "{here:?}");
+            let error = there.unwrap_err();
+            assert_eq!((error.kind(), error.is_transient()), (ErrorKind::NoMemory, true), "{error}");
+        });
+        assert_eq!(sh("echo x").output().unwrap().stdout, b"x\n");
+        assert_eq!(open_descriptors(), before);
+        assert_eq!(children_of_ours(), []);
+    });
 }
 
 #[test]
