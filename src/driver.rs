@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread;
@@ -36,6 +37,11 @@ pub struct Driver {
 struct Seat {
     core: Arc<Core>,
     inbox: Inbox,
+    /// The loop, until its thread takes it.
+    parked: Arc<Mutex<Option<Loop>>>,
+    started: AtomicBool,
+    /// Held while the thread is started: one is enough.
+    starting: Mutex<()>,
 }
 
 impl Driver {
@@ -46,9 +52,8 @@ impl Driver {
     /// [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors), [`NoMemory`](crate::ErrorKind::NoMemory),
     /// [`NoProcessSlots`](crate::ErrorKind::NoProcessSlots).
     pub fn new() -> Result<Driver> {
-        let (seat, turning) = Seat::new(Loop::new(false)?);
-        let driver = Driver { seat };
-        start_thread(turning)?;
+        let driver = Driver { seat: Seat::new(Loop::new(false)?) };
+        driver.seat.start()?;
         Ok(driver)
     }
 
@@ -255,32 +260,66 @@ pub(crate) fn default_core() -> Result<&'static Arc<Core>> {
     Seat::default().map(|seat| &seat.core)
 }
 
+/// As [`default_core`], for a child that its caller waits for and reaps: nobody need turn the loop for it.
+pub(crate) fn default_core_at_rest() -> Result<&'static Arc<Core>> {
+    Seat::at_rest().map(|seat| &seat.core)
+}
+
 /// The current default driver; replaced when its thread has died or the process was forked.
 static DEFAULT: Leaked<Seat> = Leaked::new();
 
 impl Seat {
-    fn new(turning: Loop) -> (Seat, Loop) {
-        (Seat { core: turning.core().clone(), inbox: turning.inbox() }, turning)
+    fn new(turning: Loop) -> Seat {
+        Seat {
+            core: turning.core().clone(),
+            inbox: turning.inbox(),
+            parked: Arc::new(Mutex::new(Some(turning))),
+            started: AtomicBool::new(false),
+            starting: Mutex::new(()),
+        }
     }
 
+    /// The default one, with its thread.
     fn default() -> Result<&'static Seat> {
-        let known = DEFAULT.get();
-        match known {
-            Some(seat) if seat.core.is_ours() && !seat.core.is_dead() => Ok(seat),
-            _ => Seat::replace_default(known),
+        let seat = Seat::known_or(|new| new.start())?;
+        seat.start()?;
+        Ok(seat)
+    }
+
+    /// The default one; nobody may turn its loop.
+    fn at_rest() -> Result<&'static Seat> {
+        Seat::known_or(|_| Ok(()))
+    }
+
+    /// `prepare` is called with a new one before others can find it: should that fail nothing is left of it.
+    fn known_or(prepare: impl Fn(&Seat) -> Result<()>) -> Result<&'static Seat> {
+        loop {
+            let known = DEFAULT.get();
+            match known {
+                Some(seat) if seat.core.is_ours() && !seat.core.is_dead() => return Ok(seat),
+                _ => {}
+            }
+            let seat = Seat::new(Loop::default_driver()?);
+            prepare(&seat)?;
+            let core = seat.core.clone();
+            if !DEFAULT.replace(known, Box::new(seat)) {
+                // Somebody else was first: ours ends.
+                core.orphan();
+            }
         }
     }
 
-    fn replace_default(known: Option<&'static Seat>) -> Result<&'static Seat> {
-        let (seat, turning) = Seat::new(Loop::default_driver()?);
-        let core = seat.core.clone();
-        // The thread first: a seat that others can find has somebody who turns its loop, and is never given back.
-        start_thread(turning)?;
-        if !DEFAULT.replace(known, Box::new(seat)) {
-            // Somebody else was first: ours ends.
-            core.orphan();
+    /// Starts the thread that turns the loop, unless there is one. If that fails the loop stays, for the next one who needs it.
+    fn start(&self) -> Result<()> {
+        if self.started.load(Ordering::Acquire) {
+            return Ok(());
         }
-        Seat::default()
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.started.load(Ordering::Acquire) {
+            start_thread(self.parked.clone())?;
+            self.started.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn shutdown(&self, grace: Duration, kill_after: Duration) -> Vec<Survivor> {
@@ -289,8 +328,14 @@ impl Seat {
     }
 }
 
-fn start_thread(turning: Loop) -> Result<()> {
-    let main = move || run(turning);
+fn start_thread(parked: Arc<Mutex<Option<Loop>>>) -> Result<()> {
+    let main = move || {
+        let turning = parked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(parked);
+        if let Some(turning) = turning {
+            run(turning);
+        }
+    };
     with_signals_blocked(|| thread::Builder::new().name("pidloop".into()).spawn(main))
         .map(drop)
         .map_err(|e| Error::os(Stage::Clone, e).saying("the reactor thread"))

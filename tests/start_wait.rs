@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{self, Poll, Wake, Waker};
 use std::time::Duration;
 
-use common::{Scratch, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh};
+use common::{Scratch, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, threads};
 use pidloop::{Command, ErrorKind, Stage, Stdio};
 
 fn text(command: &Command) -> String {
@@ -346,5 +346,23 @@ fn a_logger_that_panics_and_comes_back_harms_nobody() {
             assert_eq!(child.wait().unwrap().signal(), Some(pidloop::Signal::SIGKILL));
         }
         Command::new("true").output().unwrap();
+    });
+}
+
+/// Whoever waits on the spot reaps by himself: there is nobody a thread would be needed for.
+#[test]
+fn a_status_starts_no_thread() {
+    in_own_process("a_status_starts_no_thread", || {
+        let before = threads();
+        assert!(Command::new("true").status().unwrap().success());
+        Command::new("true").run().unwrap();
+        assert_eq!(Command::new("sh").args(["-c", "exit 3"]).status().unwrap().code(), Some(3));
+        assert_eq!(threads(), before);
+        let child = Command::new("true").spawn().unwrap();
+        assert_eq!(threads(), before + 1);
+        child.wait().unwrap();
+        assert!(Command::new("true").status().unwrap().success());
+        assert_eq!(threads(), before + 1);
+        assert_eq!(children_of_ours(), []);
     });
 }

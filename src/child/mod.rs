@@ -14,7 +14,7 @@ pub use self::pipeline::{Children, Pipefail, Pipeline, PipelineExit, PipelineOut
 use crate::adopt::Adopt;
 use crate::cause::Cause;
 use crate::command::Command;
-use crate::driver::{Driver, default_core};
+use crate::driver::{Driver, default_core, default_core_at_rest};
 use crate::error::{Error, Result};
 use crate::exit::{Captured, Exit, Output, Verdict};
 use crate::reactor::adopt;
@@ -112,9 +112,10 @@ impl Command {
     }
 
     fn finish(&self, defaults: Defaults) -> Result<(Exit, Captured)> {
-        let core = self.default_core()?;
         // Where nothing else can happen that anybody has to watch for the caller waits and reaps itself.
         let watched = defaults != Defaults::Inherit || !self.is_plain();
+        let core = if watched { default_core() } else { default_core_at_rest() };
+        let core = core.map_err(|error| error.of(self.shown()))?;
         let (cell, _) = start(core, self, Manner { defaults, busy: BUSY, watched })?;
         let held = Held(Some(cell));
         let finished = if watched { finish(held.cell())? } else { (wait_directly(held.cell())?, Captured::default()) };
@@ -147,9 +148,13 @@ fn judge_output((exit, captured): (Exit, Captured)) -> Result<Output> {
 
 /// The caller is the reaper from birth; should somebody shut the driver down meanwhile, the loop may take over.
 fn wait_directly(cell: &Arc<Cell>) -> Result<Exit> {
-    match cell.wait_as_owner(None)? {
-        Some(exit) => Ok(exit),
-        None => sure(cell.wait(None)?),
+    match cell.wait_as_owner(None) {
+        Ok(Some(exit)) => Ok(exit),
+        // It is the loop's from now on.
+        given_back => {
+            default_core()?;
+            given_back.and_then(|_| sure(cell.wait(None)?))
+        }
     }
 }
 
