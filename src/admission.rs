@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::spawner::{Job, Ticket};
 use crate::sys::PerProcess;
 use crate::sys::process::generation;
 
@@ -19,6 +21,10 @@ use crate::sys::process::generation;
 const QUEUE_MAX: usize = 1 << 17;
 /// Of so many that a tenant is given one goes to whoever has waited longest, whatever its priority: nobody waits for ever.
 const OLDEST_EVERY: u64 = 8;
+/// How often who waits for what has run out tries again.
+const PULSE: Duration = Duration::from_millis(50);
+/// A child's pidfd, both ends of its three streams while it is started, an eventfd for each.
+const FDS_CHILD_MAX: u64 = 10;
 /// How finely shares are told apart.
 const SHARE_BITS: u32 = 16;
 
@@ -27,6 +33,8 @@ const SHARE_BITS: u32 = 16;
 pub(crate) enum Key {
     Driver(u64),
     Context(u64),
+    /// Descriptors and process slots, as far as they go: nobody knows how far before they run out.
+    Resources,
 }
 
 impl Key {
@@ -114,7 +122,9 @@ pub(crate) struct Line {
 
 impl Line {
     /// Of a child of `driver` with these contexts, each before those above it. `None`: nobody in it has a limit.
-    pub(crate) fn of(driver: Key, contexts: impl Iterator<Item = Key>) -> Option<Line> {
+    ///
+    /// `patient`: it would rather wait than fail where something runs out.
+    pub(crate) fn of(driver: Key, contexts: impl Iterator<Item = Key>, patient: bool) -> Option<Line> {
         let state = POOL.get().state();
         let (mut places, mut weighted, mut limited) = (Vec::new(), None, None);
         for key in contexts.chain([driver]) {
@@ -124,6 +134,9 @@ impl Line {
                 limited = limited.or(Some(key));
             }
             weighted = weighted.or(place.weight.map(|_| key));
+        }
+        if patient || RESERVE.load(Ordering::Relaxed) > 0 {
+            places.push(Key::Resources);
         }
         (!places.is_empty()).then(|| Line { places, tenant: weighted.or(limited).unwrap_or(driver) })
     }
@@ -193,6 +206,108 @@ pub(crate) fn set(key: Key, setting: Setting) {
     pool.tell_the_admitted();
 }
 
+// ── what runs out ──
+
+/// How many descriptors are left alone; 0: nobody asked for that. Relaxed: a number and nothing behind it.
+static RESERVE: AtomicU64 = AtomicU64::new(0);
+
+/// How many descriptors this process has, and may have: [`fd_budget`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct FdBudget {
+    /// The soft limit on open files; `u64::MAX`: none.
+    pub limit: u64,
+    /// How many are open, whoever opened them.
+    pub used: u64,
+    /// How many are to be left alone: [`set_fd_reserve`].
+    pub reserve: u64,
+}
+
+impl FdBudget {
+    /// How many may still be opened.
+    pub fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+
+    /// Whether a child's worth of them can be had above the reserve.
+    fn allows_a_child(&self) -> bool {
+        self.left() >= self.reserve.saturating_add(FDS_CHILD_MAX)
+    }
+}
+
+/// Counts this process's descriptors: one call of `stat(2)` (Linux 6.2), before that by reading `/proc/self/fd`, which takes its time where
+/// there are thousands. Where neither can be had: as if none were open.
+pub fn fd_budget() -> FdBudget {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let counted = rustix::fs::stat("/proc/self/fd").map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+    let used = match counted {
+        // The one that reads is among them.
+        0 => std::fs::read_dir("/proc/self/fd").map_or(0, |entries| (entries.count() as u64).saturating_sub(1)),
+        counted => counted,
+    };
+    FdBudget { limit, used, reserve: RESERVE.load(Ordering::Relaxed) }
+}
+
+/// Leaves so many descriptors alone: where a spawn would go below that it waits, as for a limit, until children have ended or others have
+/// closed theirs, which is looked at every 50 ms. For hosts that must be able to accept one more connection. 0, unless set: none. Each
+/// spawn then asks the kernel how many are open.
+///
+/// A [`Reactor`](crate::Reactor) that its caller turns refuses such a spawn ([`ErrorKind::NoRoom`]).
+pub fn set_fd_reserve(descriptors: u64) {
+    RESERVE.store(descriptors, Ordering::Relaxed);
+    USED.store(true, Ordering::Relaxed);
+    pulse();
+}
+
+/// A patient spawn that has a slot found that something has run out: there are too many by one.
+pub(crate) fn has_run_out() {
+    let mut state = POOL.get().state();
+    let place = state.places.entry(Key::Resources).or_default();
+    place.limit = Some(place.running.saturating_sub(1));
+    state.pulse_step = 1;
+}
+
+/// Who waits for resources tries again, a few at a time: more of them as long as that goes well.
+pub(crate) fn pulse() {
+    let pool = POOL.get();
+    let mut state = pool.state();
+    state.pulsing = false;
+    let step = state.pulse_step;
+    state.pulse_step = step.saturating_mul(2).max(1);
+    if let Some(place) = state.places.get_mut(&Key::Resources) {
+        place.limit = place.limit.filter(|_| place.queued > 0).map(|limit| limit.saturating_add(step));
+        state.admit_from(Key::Resources);
+        state.pulse_later();
+        state.discard(Key::Resources);
+    }
+    drop(state);
+    pool.tell_the_admitted();
+}
+
+/// For a thread that waits: where no other could be had for that.
+pub(crate) fn pulse_if_nobody_does() {
+    let mut state = POOL.get().state();
+    state.pulse_later();
+    let waits = state.places.get(&Key::Resources).is_some_and(|place| place.queued > 0);
+    let nobody_does = waits && !state.pulsing;
+    drop(state);
+    if nobody_does {
+        pulse();
+    }
+}
+
+/// Comes when it is due.
+struct Pulse;
+
+impl Job for Pulse {
+    fn begin(self: Box<Self>) {
+        pulse();
+    }
+
+    fn left(self: Box<Self>) {}
+}
+
 /// Nobody has it any more: nobody waits for it. Who still has a slot of it gives that back.
 pub(crate) fn forget(key: Key) {
     if !is_used() {
@@ -232,7 +347,7 @@ pub(crate) fn apply(application: Application, applicant: Box<dyn Applicant>) -> 
         applicant.admitted(permit);
         return Ok(());
     };
-    let place = &state.places[&full];
+    let place = state.places.entry(full).or_default();
     if place.queued >= place.max_queued {
         let max = place.max_queued;
         drop(state);
@@ -260,6 +375,10 @@ struct State {
     telling: bool,
     /// Goes up with each that is admitted.
     admissions: u64,
+    /// Who waits for resources will be looked after.
+    pulsing: bool,
+    /// How many more the next pulse lets try.
+    pulse_step: usize,
 }
 
 /// A driver or a context: as one whose slots are taken, and as a tenant that has a share of others' slots.
@@ -357,7 +476,21 @@ impl Pool {
 
 impl State {
     fn full_place(&self, line: &Line) -> Option<Key> {
-        line.places.iter().copied().find(|key| self.places.get(key).is_some_and(Place::is_full))
+        line.places.iter().copied().find(|key| self.is_full(*key))
+    }
+
+    fn is_full(&self, key: Key) -> bool {
+        let by_limit = self.places.get(&key).is_some_and(Place::is_full);
+        by_limit || key == Key::Resources && RESERVE.load(Ordering::Relaxed) > 0 && !fd_budget().allows_a_child()
+    }
+
+    /// Exits alone may not tell: it may be others who have taken what is missing.
+    fn pulse_later(&mut self) {
+        let waits = self.places.get(&Key::Resources).is_some_and(|place| place.queued > 0);
+        if waits && !self.pulsing {
+            // Where no thread can be had those who sleep look by themselves.
+            self.pulsing = Ticket::new(Instant::now() + PULSE).queue(Box::new(Pulse)).is_ok();
+        }
     }
 
     fn release(&mut self, line: &Line) {
@@ -415,6 +548,9 @@ impl State {
             tenant_place.waits_at.push(at);
             self.reposition(tenant);
         }
+        if at == Key::Resources {
+            self.pulse_later();
+        }
     }
 
     fn remove(&mut self, number: Number) -> Option<Waiter> {
@@ -452,7 +588,7 @@ impl State {
 
     /// As long as there is room.
     fn admit_from(&mut self, at: Key) {
-        while self.places.get(&at).is_some_and(|place| !place.is_full()) {
+        while self.places.get(&at).is_some_and(|place| place.queued > 0) && !self.is_full(at) {
             let Some(number) = self.next_at(at) else { return };
             let Some(waiter) = self.remove(number) else { return };
             match self.full_place(&waiter.line) {

@@ -51,7 +51,7 @@ mod token;
 mod tokens;
 mod trace;
 
-pub use admission::Load;
+pub use admission::{FdBudget, Load, fd_budget, set_fd_reserve};
 pub use adopt::Adopt;
 pub use async_io::{AsyncReader, AsyncWriter};
 pub use cause::{Cause, Reason};

@@ -427,6 +427,102 @@ fn a_forked_copy_has_no_limits_and_gives_nothing_back() {
     });
 }
 
+fn limit_descriptors(most: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum }).unwrap();
+}
+
+/// Takes all descriptors but so many.
+fn take_all_but(left: usize) -> Vec<std::fs::File> {
+    let mut taken: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    taken.truncate(taken.len() - left);
+    taken
+}
+
+#[test]
+fn the_budget_of_descriptors_is_the_kernels() {
+    in_own_process("the_budget_of_descriptors_is_the_kernels", || {
+        limit_descriptors(200);
+        let before = pidloop::fd_budget();
+        assert_eq!((before.limit, before.reserve, before.left()), (200, 0, 200 - before.used));
+        assert_eq!(before.used, open_descriptors().len() as u64);
+        // What this process was itself started with may stand above the limit.
+        let above = open_descriptors().iter().filter(|(number, _)| *number >= 200).count() as u64;
+        let taken = take_all_but(7);
+        assert_eq!(pidloop::fd_budget().left() + above, 7);
+        drop(taken);
+        assert_eq!(pidloop::fd_budget(), before);
+    });
+}
+
+#[test]
+fn a_patient_command_waits_for_what_has_run_out() {
+    in_own_process("a_patient_command_waits_for_what_has_run_out", || {
+        let driver = Arc::new(Driver::new().unwrap());
+        driver.spawn(&sh("exit 0")).unwrap().wait().unwrap();
+        limit_descriptors(80);
+        // More than there are descriptors for: two each, and more while it is started.
+        let tasks: Vec<_> = (0..120)
+            .map(|n| {
+                let mut command = sh("read line; echo here");
+                command.stdin(Stdio::bytes("go\n")).stdout(Stdio::captured()).stderr(Stdio::captured()).patient(true);
+                (begin(&driver, &command), n)
+            })
+            .collect();
+        let children = thread::scope(|scope| {
+            let run = |(spawning, n): (Spawning, usize)| {
+                scope.spawn(move || {
+                    let child: Child = block_on(spawning).unwrap();
+                    assert_eq!(child.wait_with_output().unwrap().stdout, b"here\n", "{n}");
+                })
+            };
+            tasks.into_iter().map(run).collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).count()
+        });
+        assert_eq!((children, driver.stats().queued), (120, 0));
+
+        // Somebody else has them all: who is not patient is told, who is waits until they are given back.
+        let taken = take_all_but(0);
+        assert_eq!(driver.spawn(&sh("exit 0")).unwrap_err().kind(), ErrorKind::NoDescriptors);
+        let error = driver.spawn(sh("exit 0").patient(true).timeout(Duration::from_millis(120))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        let child = common::beside(
+            "patient",
+            || driver.spawn(sh("exit 0").patient(true)).unwrap(),
+            || {
+                eventually("it waits", || driver.stats().queued == 1);
+                drop(taken);
+            },
+        );
+        child.wait().unwrap();
+        assert_eq!(driver.stats().queued, 0);
+    });
+}
+
+#[test]
+fn a_reserve_of_descriptors_is_left_alone() {
+    in_own_process("a_reserve_of_descriptors_is_left_alone", || {
+        limit_descriptors(200);
+        let driver = Driver::new().unwrap();
+        let mut reactor = Reactor::new().unwrap();
+        driver.spawn(&sh("exit 0")).unwrap().wait().unwrap();
+        let taken = take_all_but(40);
+        pidloop::set_fd_reserve(40);
+        let error = reactor.spawn(&sh("exit 0")).unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sh -c 'exit 0': no room: no descriptors are left but the reserve");
+        let waits = begin(&driver, &sh("exit 0"));
+        assert_eq!(driver.stats().queued, 1);
+        // Nobody of ours ends: it is looked at all the same.
+        drop(taken);
+        block_on(waits).unwrap().wait().unwrap();
+        let taken = take_all_but(40);
+        let waits = begin(&driver, &sh("exit 0"));
+        pidloop::set_fd_reserve(0);
+        block_on(waits).unwrap().wait().unwrap();
+        drop(taken);
+    });
+}
+
 /// Whatever happens to whoever, in the end nobody waits, nobody runs, and every slot is back.
 #[test]
 fn no_slot_is_lost_whatever_happens() {

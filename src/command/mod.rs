@@ -70,6 +70,7 @@ pub struct Command {
     pub(crate) cancel: Cancel,
     pub(crate) kill_on_drop: bool,
     pub(crate) priority: i32,
+    pub(crate) patient: bool,
     pub(crate) group: bool,
     pub(crate) cgroup_scope: Option<CgroupScope>,
     pub(crate) leftovers: Leftovers,
@@ -260,6 +261,7 @@ impl Command {
             cancel: Cancel::default(),
             kill_on_drop: false,
             priority: 0,
+            patient: false,
             group: false,
             cgroup_scope: None,
             leftovers: Leftovers::default(),
@@ -449,6 +451,15 @@ impl Command {
     /// ever. What the child gets of the CPU is another matter: [`nice`](Command::nice).
     pub fn priority(&mut self, priority: i32) -> &mut Command {
         self.priority = priority;
+        self
+    }
+
+    /// Where descriptors, process slots or memory run out its spawn waits until there are some, instead of failing: until a child of another
+    /// patient command ends, and beside that it tries again, few at a time, every 50 ms. Its contexts and its timeout end that, too.
+    ///
+    /// A [`Reactor`](crate::Reactor) that its caller turns does not wait: there it changes nothing.
+    pub fn patient(&mut self, wait: bool) -> &mut Command {
+        self.patient = wait;
         self
     }
 

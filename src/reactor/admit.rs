@@ -1,6 +1,7 @@
 //! A spawn at the gate: whether it may go on, and how a thread waits for that. Knows limits by the line of a command.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::cell::{Cell, Turn};
 use super::core::Core;
@@ -10,13 +11,34 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
 
+/// How often a thread that sleeps makes sure that somebody sees to those who wait for what has run out: a thread for that may be what is missing.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Whose limits count for the command; `None`: nobody's.
 pub(super) fn line(core: &Core, command: &Command) -> Option<Line> {
+    let patient = is_patient(core, command);
     // Who would wait for a slot with the commands before it alive would wait for those, who wait for it.
-    if !admission::is_used() || command.follows {
+    if command.follows || !patient && !admission::is_used() {
         return None;
     }
-    Line::of(core.key, command.contexts.iter().flat_map(Context::tenants))
+    Line::of(core.key, command.contexts.iter().flat_map(Context::tenants), patient)
+}
+
+fn is_patient(core: &Core, command: &Command) -> bool {
+    command.patient && !command.follows && !core.is_turned_by_its_caller()
+}
+
+/// Whether that has run out which the command would rather wait for. Then it is to give back what it has, and to ask again.
+pub(super) fn has_run_out<T>(cell: &Cell, command: &Command, result: &Result<T>) -> bool {
+    use ErrorKind::{NoDescriptors, NoMemory, NoProcessSlots};
+    let is_short = |error: &Error| matches!(error.kind(), NoDescriptors | NoProcessSlots | NoMemory);
+    let waits = is_patient(&cell.core, command) && result.as_ref().is_err_and(is_short);
+    if waits {
+        admission::has_run_out();
+        drop(cell.strip());
+        drop(cell.take_permit());
+    }
+    waits
 }
 
 /// For a thread that can wait: a permit, if one is needed.
@@ -38,6 +60,7 @@ fn no_room(full: Key) -> Error {
     let whose = match full {
         Key::Driver(_) => "its driver",
         Key::Context(_) => "its context",
+        Key::Resources => return Error::new(ErrorKind::NoRoom).saying("no descriptors are left but the reserve"),
     };
     Error::new(ErrorKind::NoRoom).saying(format!("{whose} has as many children as it may have"))
 }
@@ -75,18 +98,27 @@ struct Gate {
 }
 
 impl Gate {
+    fn answer(&self) -> MutexGuard<'_, Option<Result<Permit>>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pass(&self) -> Result<Permit> {
-        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answer = self.answer();
         loop {
             if let Some(answer) = answer.take() {
                 return answer;
             }
-            answer = self.opened.wait(answer).unwrap_or_else(PoisonError::into_inner);
+            answer = self.opened.wait_timeout(answer, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            if answer.is_none() {
+                drop(answer);
+                admission::pulse_if_nobody_does();
+                answer = self.answer();
+            }
         }
     }
 
     fn open(&self, answer: Result<Permit>) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        *self.answer() = Some(answer);
         self.opened.notify_one();
     }
 }

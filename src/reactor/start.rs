@@ -88,15 +88,8 @@ pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Resu
     }
     let started = core.check_ours().and_then(|()| {
         let place = enter(core, command)?;
-        let permit = admit(&place.cell, command);
-        // Read again only if time may have passed.
-        let began_at = if matches!(permit, Ok(None)) { place.entered_at } else { Instant::now() };
-        let born = permit.and_then(|permit| {
-            permit.into_iter().for_each(|permit| place.cell.keep(permit));
-            let wires = wire(&place, command, manner)?;
-            let born = clone(&place.cell, command, &wires, manner);
-            settle(&place.cell, wires, manner, born)
-        });
+        let mut began_at = place.entered_at;
+        let born = bear(&place, command, manner, &mut began_at);
         note(&place.cell, &born, began_at);
         if born.is_err() {
             give_up(&place.cell, place.token);
@@ -104,6 +97,26 @@ pub(crate) fn start(core: &Arc<Core>, command: &Command, manner: Manner) -> Resu
         born.map(|()| (place.cell, place.token))
     });
     started.map_err(|error| error.of(&*command.label()))
+}
+
+/// On the caller's thread; more than once, if the command would rather wait than fail where something runs out.
+fn bear(place: &Place, command: &Command, manner: Manner, began_at: &mut Instant) -> Result<()> {
+    let cell = &place.cell;
+    loop {
+        if let Some(permit) = admit(cell, command)? {
+            cell.keep(permit);
+            *began_at = Instant::now();
+        }
+        let wires = wire(place, command, manner);
+        if admit::has_run_out(cell, command, &wires) {
+            continue;
+        }
+        let wires = wires?;
+        let born = clone(cell, command, &wires, manner);
+        if !admit::has_run_out(cell, command, &born) {
+            return settle(cell, wires, manner, born);
+        }
+    }
 }
 
 /// It came to nothing: its place and its slots are others'.
@@ -155,15 +168,19 @@ pub(crate) fn start_elsewhere(core: &Arc<Core>, command: Command, manner: Manner
 }
 
 /// Has it begin when it is admitted and a thread is free. On an error nobody is told.
-fn queue(place: Place, command: Command, manner: Manner, done: Done) -> Result<()> {
+fn queue(place: Place, mut command: Command, manner: Manner, done: Done) -> Result<()> {
     let cell = place.cell.clone();
+    command.patient &= !command.options.on_this_thread;
     let line = admit::line(&cell.core, &command);
     let (on_this_thread, priority) = (command.options.on_this_thread, command.priority);
     let waiting = Box::new(Waiting::new(place, command, manner, done));
     match line {
-        // No other thread may begin it, and this one does not wait.
-        _ if on_this_thread => {
+        // No other thread may begin it, and this one does not wait; or nobody would turn the loop.
+        _ if on_this_thread || cell.core.is_turned_by_its_caller() => {
             line.map(|line| admit::admit_now(&line)).transpose()?.into_iter().for_each(|permit| cell.keep(permit));
+            if !on_this_thread {
+                return waiting.queue();
+            }
             waiting.begin();
             Ok(())
         }
@@ -281,18 +298,37 @@ impl Waiting {
     }
 
     fn attempt(&mut self) -> Attempt {
-        let wires = match self.prepare() {
+        let prepared = self.prepare();
+        let cell = &self.place.cell;
+        if admit::has_run_out(cell, &self.command, &prepared) {
+            return Attempt::Short;
+        }
+        let wires = match prepared {
             Ok(wires) => wires,
             Err(error) => return Attempt::Over(Err(error)),
         };
-        let cell = &self.place.cell;
         let born = clone(cell, &self.command, &wires, self.manner);
+        if admit::has_run_out(cell, &self.command, &born) {
+            return Attempt::Short;
+        }
         match self.busy.next_try(&born) {
             Some(due) if !cell.published.is_unwanted() => {
                 self.wires = Some(wires);
                 Attempt::Again(due)
             }
             _ => Attempt::Over(settle(cell, wires, self.manner, born)),
+        }
+    }
+
+    /// It has given back what it had.
+    fn apply_again(self: Box<Self>) {
+        let (cell, token) = (self.place.cell.clone(), self.place.token);
+        let Some(line) = admit::line(&cell.core, &self.command) else { return self.begin() };
+        let priority = self.command.priority;
+        // Who asked for it is told by what is dropped then.
+        if let Err(error) = admit::apply(&cell, line, priority, self) {
+            note_failure(&cell.core, &cell.label, &error);
+            give_up(&cell, token);
         }
     }
 
@@ -316,6 +352,7 @@ impl Job for Waiting {
                 self.place.cell.waits_for(Turn::Spawner(ticket));
                 return ticket.queue_again(self);
             }
+            Attempt::Short => return self.apply_again(),
         };
         let Place { cell, token, .. } = self.place;
         note(&cell, &result, began_at);
@@ -363,6 +400,8 @@ enum Attempt {
     Over(Result<()>),
     /// The program file is busy: not before then.
     Again(Instant),
+    /// Something has run out that it would rather wait for.
+    Short,
 }
 
 /// How a busy program file is tried again without holding a spawner thread up meanwhile.
