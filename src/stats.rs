@@ -91,6 +91,9 @@ impl Histogram {
 
 impl fmt::Display for Histogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.count() == 0 {
+            return f.write_str("none");
+        }
         let [half, most] = [0.5, 0.99].map(|part| self.quantile(part).unwrap_or(0));
         write!(f, "{} of them: p50 {half}, p99 {most}, max {}", self.count(), self.max)
     }
@@ -136,6 +139,9 @@ impl Latency {
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.count() == 0 {
+            return f.write_str("none");
+        }
         let [half, most] = [0.5, 0.99].map(|part| self.quantile(part).unwrap_or_default());
         write!(f, "{} of them: p50 {half:?}, p99 {most:?}, max {:?}", self.count(), self.max())
     }

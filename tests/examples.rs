@@ -54,6 +54,21 @@ fn the_loops_run_three_jobs_each() {
 }
 
 #[test]
+fn the_tenants_share_and_one_that_leaves_is_not_waited_for() {
+    let name = "the_tenants_share_and_one_that_leaves_is_not_waited_for";
+    let Some(tenants) = example(name, "tenants") else { return };
+    let output = tenants.output().unwrap();
+    let stdout = text(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", text(&output.stderr));
+    assert_eq!(stdout.matches("sh -c 'exit 1': failed: Cancelled").count(), 5, "{stdout}");
+    for line in
+        ["5 jobs were not started", "running        0", "queued         0", "exited         21", "0 events lost"]
+    {
+        assert!(stdout.lines().any(|other| other == line), "no {line:?} in\n{stdout}");
+    }
+}
+
+#[test]
 fn the_request_ends_with_all_it_started() {
     let Some(request) = example("the_request_ends_with_all_it_started", "request") else { return };
     let output = request.output().unwrap();
