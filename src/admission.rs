@@ -607,3 +607,95 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Applicant for Nobody {
+        fn admitted(self: Box<Self>, _: Permit) {}
+
+        fn left(self: Box<Self>) {}
+    }
+
+    fn check(state: &State, holding: &[Line]) {
+        for (key, place) in &state.places {
+            let held = holding.iter().filter(|line| line.places.contains(key)).count();
+            let share = holding.iter().filter(|line| line.tenant == *key).count();
+            assert_eq!((place.running, place.share), (held, share), "{key:?}");
+            let waiting = state.waiting.values().filter(|(at, ..)| at == key).count();
+            assert_eq!(place.queued, waiting, "{key:?}");
+            assert!(place.queued == 0 || place.is_full(), "{key:?} has room, and somebody waits");
+            let ordered: Vec<Key> = place.order.iter().map(|(.., tenant)| *tenant).collect();
+            assert!(ordered.len() == place.queues.len() && ordered.iter().all(|key| place.queues.contains_key(key)));
+            for (tenant, queue) in &place.queues {
+                assert!(queue.by_age.len() == queue.by_priority.len() && !queue.by_age.is_empty());
+                assert_eq!(queue.rank, Some(state.places[tenant].rank()));
+                assert!(state.places[tenant].waits_at.contains(key));
+            }
+        }
+    }
+
+    /// Whoever comes, goes, is admitted, in whatever order: what has room has nobody waiting, and all counts are right.
+    #[test]
+    fn what_has_room_has_nobody_waiting() {
+        let keys = [Key::Driver(1), Key::Context(1), Key::Context(2), Key::Context(3), Key::Context(4)];
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = |end: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 11) as usize % end
+        };
+        let (mut state, mut holding, mut waiting) = (State::default(), Vec::new(), HashMap::new());
+        for round in 0..3000 {
+            match next(8) {
+                0..=3 => {
+                    let places: Vec<Key> = keys.iter().copied().filter(|_| next(2) == 0).collect();
+                    if places.is_empty() {
+                        continue;
+                    }
+                    let line = Line { tenant: keys[next(5)], places };
+                    match state.full_place(&line) {
+                        None => {
+                            std::mem::forget(state.admit(&line));
+                            holding.push(line);
+                        }
+                        Some(full) => {
+                            let number = Number(round);
+                            let (priority, applicant) = (next(3) as i32, Box::new(Nobody));
+                            state.wait(full, number, Waiter { line: line.clone(), priority, applicant });
+                            waiting.insert(number, line);
+                        }
+                    }
+                }
+                4 | 5 if !holding.is_empty() => {
+                    let line = holding.swap_remove(next(holding.len()));
+                    state.release(&line);
+                }
+                6 if !waiting.is_empty() => {
+                    let number = *waiting.keys().min().unwrap();
+                    assert!(state.remove(number).is_some());
+                    waiting.remove(&number);
+                }
+                _ => {
+                    let key = keys[next(5)];
+                    let place = state.places.entry(key).or_default();
+                    place.limit = Some(next(4)).filter(|limit| *limit > 0 || round % 3 > 0);
+                    place.weight = Some(1 + next(3) as u32);
+                    state.reposition(key);
+                    state.admit_from(key);
+                }
+            }
+            for (_, mut permit) in state.admitted.drain(..) {
+                holding.extend(permit.line.take());
+            }
+            waiting.retain(|number, _| state.waiting.contains_key(number));
+            check(&state, &holding);
+        }
+    }
+}

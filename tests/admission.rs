@@ -12,7 +12,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, rounds, sh, thread_sleeps};
-use pidloop::{Cause, Child, Command, Context, Driver, ErrorKind, EventKind, Reactor, Result, Stdio};
+use pidloop::{Cause, Child, Command, Context, Driver, ErrorKind, EventKind, Pipeline, Reactor, Result, Stdio};
 
 struct Unparker(Thread);
 
@@ -521,6 +521,28 @@ fn a_reserve_of_descriptors_is_left_alone() {
         block_on(waits).unwrap().wait().unwrap();
         drop(taken);
     });
+}
+
+#[test]
+fn a_pipeline_is_admitted_as_one() {
+    let driver = driver(1);
+    // More than a pipe holds: a command that waited in the midst would never be admitted.
+    let pipeline = Pipeline::new([
+        Command::new("head").args(["-c", "1000000", "/dev/zero"]),
+        &mut Command::new("cat"),
+        Command::new("wc").arg("-c").stdout(Stdio::captured()),
+    ]);
+    let child = driver.spawn(&sleeper()).unwrap();
+    let waiting = common::beside(
+        "pipeline",
+        || driver.spawn_pipeline(&pipeline).unwrap(),
+        || {
+            eventually("it waits", || stands(&driver) == (1, 1));
+            child.kill().unwrap();
+        },
+    );
+    assert_eq!(waiting.wait_with_output().unwrap().stdout(), b"1000000\n");
+    assert_eq!(stands(&driver), (0, 0));
 }
 
 /// Whatever happens to whoever, in the end nobody waits, nobody runs, and every slot is back.

@@ -38,6 +38,8 @@ const KILLED_BY_SIGPIPE: i32 = 128 + libc::SIGPIPE;
 ///
 /// It is a builder as [`Command`] is: `Clone`, and it can be spawned again.
 ///
+/// Where a limit counts ([`Driver::set_max_running`]) it counts as its first command: that one waits for room, the others follow.
+///
 /// ```
 /// use std::time::Duration;
 /// use pidloop::{Command, Pipeline};
