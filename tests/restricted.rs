@@ -12,6 +12,8 @@ mod descriptors;
 mod founding;
 #[path = "options.rs"]
 mod options;
+#[path = "pre_exec.rs"]
+mod pre_exec;
 #[path = "start_wait.rs"]
 mod start_wait;
 #[path = "status_signals.rs"]
