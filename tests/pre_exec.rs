@@ -279,6 +279,58 @@ fn a_map_that_is_refused_fails_the_spawn_and_leaves_nothing() {
     });
 }
 
+/// Not root: the two rights that the maps take, and no more.
+#[test]
+fn who_may_set_ids_may_map_them() {
+    const NAME: &str = "who_may_set_ids_may_map_them";
+    const SETGID_AND_SETUID: u32 = 1 << 6 | 1 << 7;
+    in_own_process(NAME, || {
+        if !is_root() || !user_namespaces_are_allowed() {
+            return skip(NAME, "not root, or no user namespaces");
+        }
+        // SAFETY: this process is the test's own; raw calls are for this thread, which is all that spawns here.
+        unsafe {
+            libc::prctl(libc::PR_SET_KEEPCAPS, 1);
+            assert_eq!(libc::syscall(libc::SYS_setresgid, 1000, 1000, 1000), 0);
+            assert_eq!(libc::syscall(libc::SYS_setresuid, 1000, 1000, 1000), 0);
+            let (header, sets) = ([0x2008_0522u32, 0], [SETGID_AND_SETUID, SETGID_AND_SETUID, 0, 0, 0, 0]);
+            assert_eq!(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()), 0);
+            libc::prctl(libc::PR_SET_DUMPABLE, 1);
+        }
+        let mut command = Command::new("id");
+        command.unshare(&[Namespace::User]).uid_maps(&[(0, 100_000, 10)]).gid_maps(&[(0, 200_000, 10)]);
+        command.uid(3).gid(4).arg("-u");
+        assert_eq!(text(&command), "3");
+    });
+}
+
+/// Promise 4 without a suspended parent: stuck in its exec, and cancelled there.
+#[test]
+fn a_child_with_ranges_of_ids_that_hangs_is_cancelled() {
+    const NAME: &str = "a_child_with_ranges_of_ids_that_hangs_is_cancelled";
+    in_own_process(NAME, || {
+        if !is_root() || !user_namespaces_are_allowed() {
+            return skip(NAME, "not root, or no user namespaces");
+        }
+        let scratch = common::Scratch::new("ranges");
+        let program = scratch.script("program", "never", 0o755);
+        let lease = common::suspend_exec(&program);
+        let context = Context::new();
+        let mut command = Command::new(&program);
+        command.unshare(&[Namespace::User]).uid_maps(&[(0, 0, 10)]).gid_maps(&[(0, 0, 10)]).context(&context);
+        let spawn = || command.spawn().map(drop).unwrap_err();
+        let hangs = || children_of_ours().iter().any(|pid| matches!(common::state(*pid), Some('S' | 'D')));
+        let error = common::beside("spawns", spawn, || {
+            eventually("it hangs", hangs);
+            context.cancel();
+        });
+        assert_eq!((error.kind(), error.cause()), (ErrorKind::Cancelled, Some(&Cause::Cancelled)));
+        assert_eq!(children_of_ours(), []);
+        drop(lease);
+        Command::new("true").run().unwrap();
+    });
+}
+
 /// Whoever calls this from now on dies of it: this thread, and what it starts. seccomp(2).
 fn die_of(call: libc::c_long) {
     let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
