@@ -12,9 +12,11 @@ use std::thread;
 use std::time::Duration;
 
 use crate::admission::{self, Key, Load, Setting};
+use crate::command::Command;
 use crate::context::{Context, HandedOut, ListenKey, Listener, Tell};
 use crate::error::{Error, Result, Stage};
 use crate::events::Events;
+use crate::reactor::admit::Room;
 use crate::reactor::core::Core;
 use crate::reactor::{Inbox, Loop, Reactor, ShuttingDown, Survivor, shut_down};
 use crate::stats::Stats;
@@ -92,6 +94,20 @@ impl Driver {
     /// How many may wait for it at a time; 131,072 unless set. One more is refused: [`ErrorKind::QueueFull`](crate::ErrorKind::QueueFull).
     pub fn set_max_queued(&self, limit: usize) {
         self.core().limit(Setting::MaxQueued(limit));
+    }
+
+    /// Waits until there is room for `command` under its limits; for any runtime. Nothing is reserved by that: it takes a turn in the queue, and
+    /// who spawns then may have to wait all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::QueueFull`](crate::ErrorKind::QueueFull), [`ErrorKind::Forked`](crate::ErrorKind::Forked).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the queue.
+    pub fn room_async(&self, command: &Command) -> impl Future<Output = Result<()>> + Send + use<> {
+        Room::new(self.core(), command)
     }
 
     /// How many of its children live, how many may, and how many spawns wait for that.

@@ -545,6 +545,31 @@ fn a_pipeline_is_admitted_as_one() {
     assert_eq!(stands(&driver), (0, 0));
 }
 
+#[test]
+fn who_waits_for_room_is_woken_when_there_is_some() {
+    let mut reactor = Reactor::new().unwrap();
+    block_on(reactor.room_async(&sleeper())).unwrap();
+    reactor.set_max_running(1);
+    let first = reactor.spawn(&sleeper()).unwrap();
+    let mut waiting = [Box::pin(reactor.room_async(&sleeper())), Box::pin(reactor.room_async(&sleeper()))];
+    let mut dropped = Box::pin(reactor.room_async(&sleeper()));
+    let noop = &mut task::Context::from_waker(Waker::noop());
+    assert!(waiting.iter_mut().chain([&mut dropped]).all(|room| room.as_mut().poll(noop).is_pending()));
+    assert_eq!(reactor.load().queued, 3);
+    drop(dropped);
+    reactor.kill(first).unwrap();
+    while reactor.next_exit().is_none() {
+        reactor.turn(Some(SOON)).unwrap();
+    }
+    // Each passes its turn on.
+    waiting.into_iter().for_each(|room| block_on(room).unwrap());
+    assert_eq!((reactor.load().queued, reactor.load().room()), (0, 1));
+    reactor.spawn(&sleeper()).unwrap();
+    let driver = driver(0);
+    driver.set_max_queued(0);
+    assert_eq!(block_on(driver.room_async(&sleeper())).unwrap_err().kind(), ErrorKind::QueueFull);
+}
+
 /// Whatever happens to whoever, in the end nobody waits, nobody runs, and every slot is back.
 #[test]
 fn no_slot_is_lost_whatever_happens() {

@@ -1,6 +1,9 @@
-//! A spawn at the gate: whether it may go on, and how a thread waits for that. Knows limits by the line of a command.
+//! A spawn at the gate: whether it may go on, and how a thread or a task waits for that. Knows limits by the line of a command.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{self, Poll, Waker};
 use std::time::Duration;
 
 use super::cell::{Cell, Turn};
@@ -10,6 +13,7 @@ use crate::command::Command;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
+use crate::tell::wake;
 
 /// How often a thread that sleeps makes sure that somebody sees to those who wait for what has run out: a thread for that may be what is missing.
 const LOOK: Duration = Duration::from_secs(1);
@@ -139,4 +143,86 @@ impl Applicant for Sleeper {
         let why = self.cell.unborn().map_or_else(|| self.cell.core.refusal(), Error::stopped);
         self.gate.open(Err(why));
     }
+}
+
+/// A task that waits until a command has room. It takes its turn as everybody else who waits, and passes it on.
+pub(crate) struct Room {
+    core: Arc<Core>,
+    command: Command,
+    waiting: Option<(Number, Arc<Bell>)>,
+}
+
+/// Rung when its turn comes.
+#[derive(Default)]
+struct Bell(Mutex<(bool, Option<Waker>)>);
+
+struct Visitor(Arc<Bell>);
+
+impl Room {
+    pub(crate) fn new(core: &Arc<Core>, command: &Command) -> Room {
+        Room { core: core.clone(), command: command.clone(), waiting: None }
+    }
+
+    fn begin(&mut self) -> Result<Arc<Bell>> {
+        let (number, bell) = (Number::next(), Arc::new(Bell::default()));
+        match line(&self.core, &self.command) {
+            None => bell.ring(),
+            Some(line) => {
+                let application = Application { number, line, priority: self.command.priority };
+                admission::apply(application, Box::new(Visitor(bell.clone())))?;
+            }
+        }
+        self.waiting = Some((number, bell.clone()));
+        Ok(bell)
+    }
+}
+
+impl Future for Room {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
+        self.core.check_ours()?;
+        let bell = match &self.waiting {
+            Some((_, bell)) => bell.clone(),
+            None => self.begin().map_err(|error| error.of(&*self.command.label()))?,
+        };
+        // Cloned and dropped outside the lock: a waker is somebody else's code.
+        let waker = cx.waker().clone();
+        let mut state = bell.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 {
+            return Poll::Ready(Ok(()));
+        }
+        let former = state.1.replace(waker);
+        drop(state);
+        drop(former);
+        Poll::Pending
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let (Some((number, _)), true) = (&self.waiting, self.core.is_ours()) {
+            drop(number.leave());
+        }
+    }
+}
+
+impl Bell {
+    fn ring(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = true;
+        let waker = state.1.take();
+        drop(state);
+        waker.into_iter().for_each(wake);
+    }
+}
+
+impl Applicant for Visitor {
+    fn admitted(self: Box<Self>, permit: Permit) {
+        // Whoever is woken finds the slot free, unless somebody else was waiting for it.
+        drop(permit);
+        self.0.ring();
+    }
+
+    fn left(self: Box<Self>) {}
 }

@@ -1,7 +1,7 @@
 //! The loop that a caller turns: children by id, one descriptor for an outer loop. Knows no thread; the folder is the only place
 //! that names mio.
 
-mod admit;
+pub(crate) mod admit;
 mod adopt;
 pub(crate) mod cell;
 pub(crate) mod core;
@@ -10,6 +10,7 @@ pub(crate) mod start;
 mod stop;
 mod turn;
 
+use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -203,6 +204,20 @@ impl Reactor {
     /// is refused ([`ErrorKind::NoRoom`]). Try again when a child has been reported.
     pub fn set_max_running(&self, limit: impl Into<Option<usize>>) {
         self.core.limit(Setting::MaxRunning(limit.into()));
+    }
+
+    /// Waits until there is room for `command` under its limits; for any runtime. Nothing is reserved by that: it takes a turn in the queue, and
+    /// who spawns then may be too late all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::QueueFull`], [`ErrorKind::Forked`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the queue.
+    pub fn room_async(&self, command: &Command) -> impl Future<Output = Result<()>> + Send + use<> {
+        admit::Room::new(&self.core, command)
     }
 
     /// How many of its children live, and how many may.
