@@ -28,6 +28,8 @@ const TEE_BYTES_MAX: usize = 1 << 20;
 /// The smallest piece that is read at once, and the largest.
 const PIECE_MIN_BYTES: usize = 4 << 10;
 const PIECE_MAX_BYTES: usize = 64 << 10;
+/// What a piece costs beside its bytes: two streams that are written to in turn by single bytes must not take more than they are allowed.
+const PIECE_COST_BYTES: usize = 64;
 
 /// How a [`Queue`] of a child's output is to be: its bounds, and what happens at them.
 ///
@@ -126,7 +128,7 @@ impl QueueOptions {
         self
     }
 
-    /// While so many bytes wait the child's pipe is not read. 8 MiB unless set; at least 1.
+    /// While so many bytes wait the child's pipe is not read. 8 MiB unless set; at least 1. Whatever was read at once counts 64 bytes more.
     ///
     /// A line that has begun is kept besides, up to [`line_max`](QueueOptions::line_max). When the child has ended, what it left in its
     /// pipe (at most 64 KiB) is taken whatever the bound, so that nobody who waits for the end of the child depends on the consumer.
@@ -449,10 +451,11 @@ impl Shared {
 
 impl State {
     fn next_chunk(&mut self) -> Option<(usize, Vec<u8>)> {
-        while let Some(piece) = self.waiting.pop_front() {
+        while let Some(mut piece) = self.waiting.pop_front() {
             if !piece.last {
                 self.waiting_items -= 1;
                 self.waiting_bytes -= piece.bytes.len();
+                piece.bytes.shrink_to_fit();
                 return Some((piece.which, piece.bytes));
             }
         }
@@ -522,13 +525,17 @@ impl State {
         }
     }
 
+    fn cost_bytes(&self) -> usize {
+        self.waiting_bytes + self.waiting.len() * PIECE_COST_BYTES
+    }
+
     fn room(&self, options: &QueueOptions) -> usize {
-        if self.waiting_items >= options.items_max { 0 } else { options.bytes_max.saturating_sub(self.waiting_bytes) }
+        if self.waiting_items >= options.items_max { 0 } else { options.bytes_max.saturating_sub(self.cost_bytes()) }
     }
 
     /// Half of it: whoever found none is not called for every item.
     fn has_room_again(&self, options: &QueueOptions) -> bool {
-        self.waiting_items <= options.items_max / 2 && self.waiting_bytes <= options.bytes_max / 2
+        self.waiting_items <= options.items_max / 2 && self.cost_bytes() <= options.bytes_max / 2
     }
 
     /// Who is to be told.
@@ -638,6 +645,8 @@ impl Tap {
         let has_spare =
             |piece: &Piece| piece.which == which && !piece.last && piece.bytes.capacity() > piece.bytes.len();
         if !state.waiting.back().is_some_and(has_spare) {
+            // Nothing more goes there.
+            state.waiting.back_mut().into_iter().for_each(|piece| piece.bytes.shrink_to_fit());
             let bytes = Vec::with_capacity(self.piece_bytes.min(room));
             state.waiting.push_back(Piece { which, bytes, taken_bytes: 0, last: false });
         }
@@ -708,5 +717,31 @@ impl Drop for Tap {
                 let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_bytes_of_two_streams_in_turn_take_no_more_than_is_allowed() {
+        let mut options = QueueOptions::lines();
+        options.bytes_max(64 << 10);
+        let mut taps = Tap::pair(options, 2);
+        let mut queue: Queue = Queue::new(&taps[0]);
+        let one = |bytes: &mut Vec<u8>, _| {
+            bytes.push(b'x');
+            Ok::<_, ()>(1)
+        };
+        let mut put = 0;
+        while let Filled::Came(1, _) = taps[put % 2].fill(0, one) {
+            put += 1;
+        }
+        let capacity: usize = queue.shared.lock().waiting.iter().map(|piece| piece.bytes.capacity()).sum();
+        assert!((900..1100).contains(&put) && capacity < 16 << 10, "{put} bytes in {capacity}");
+        taps.iter_mut().for_each(|tap| tap.end(QueueEnd::Complete));
+        assert_eq!(queue.by_ref().map(|line| line.len()).sum::<usize>(), put);
+        assert_eq!(queue.end(), Some(QueueEnd::Complete));
     }
 }
