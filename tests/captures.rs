@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{SOON, Scratch, in_own_process, rounds, sh, skip};
 use pidloop::{
-    Cause, Command, Context, Driver, ErrorKind, Limit, Output, QueueOptions, Reactor, Result, Stdio, Stream,
+    Cause, Command, Context, Driver, ErrorKind, Limit, Output, QueueOptions, Reactor, Result, Spool, Stdio, Stream,
 };
 
 const MIB: usize = 1 << 20;
@@ -166,8 +166,10 @@ type Way = fn(&str) -> (Stdio, Box<dyn FnOnce(Vec<u8>) -> Vec<u8> + Send>);
 /// Each of them whole and in order, on both streams at once: the megabytes of `seq`, with the hash of what it writes into a file.
 #[test]
 fn c96_every_way_takes_all_of_both_streams_at_once() {
-    let ways: [(&str, Way); 6] = [
+    let ways: [(&str, Way); 8] = [
         ("captured", |_| (Stdio::captured(), Box::new(|captured| captured))),
+        ("piped", |_| (Stdio::piped(), Box::new(|captured| captured))),
+        ("spooled", |_| (Stdio::spooled(), Box::new(|read_from_it| read_from_it))),
         ("head and tail", |_| (Stdio::captured_limited(Limit::head_tail(usize::MAX / 4, 1)), Box::new(|all| all))),
         ("tee", |_| {
             let copy = Shared::default();
@@ -200,7 +202,10 @@ fn c96_every_way_takes_all_of_both_streams_at_once() {
         let ((stdout, out), (stderr, err)) = (way(name), way(name));
         let output: Result<Output> = sh(&script).stdout(stdout).stderr(stderr).output();
         let output = output.unwrap_or_else(|error| panic!("{name}: {error}"));
-        for (stream, bytes) in [("stdout", out(output.stdout)), ("stderr", err(output.stderr))] {
+        let whole = |bytes: Vec<u8>, spool: Option<Spool>| spool.map_or(bytes, |spool| spool.read().unwrap());
+        let stdout = out(whole(output.stdout, output.stdout_spool));
+        let stderr = err(whole(output.stderr, output.stderr_spool));
+        for (stream, bytes) in [("stdout", stdout), ("stderr", stderr)] {
             assert_eq!((bytes.len(), hash(&bytes)), expected, "{name}, {stream}");
         }
     }
