@@ -676,7 +676,8 @@ fn the_pipe_of_a_blocked_reader_is_closed_when_its_child_is_dead() {
 #[test]
 fn streams_that_are_raced_by_cancels_are_whole_or_a_beginning() {
     in_own_process("streams_that_are_raced_by_cancels_are_whole_or_a_beginning", || {
-        Command::new("true").run().unwrap();
+        // The loop's thread is there from now on.
+        Command::new("true").output().unwrap();
         let (fds, count) = (open_descriptors(), threads());
         let sent: Arc<[u8]> = (0..3 * MIB).map(|i| (i / 3 % 251) as u8).collect();
         let (whole, cancelled) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -874,7 +875,8 @@ fn closing_stdin_as_a_stop_closes_what_a_reader_serves() {
 #[test]
 fn nothing_is_left_of_streams_that_were_served() {
     in_own_process("nothing_is_left_of_streams_that_were_served", || {
-        Command::new("true").run().unwrap();
+        // The loop's thread is there from now on.
+        Command::new("true").output().unwrap();
         let (fds, count) = (open_descriptors(), threads());
         for _ in 0..50 {
             let input = Stdio::reader(&b"text"[..]);
