@@ -14,9 +14,9 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use crate::sys::process::write_without_sigpipe;
 
 /// How much is moved through one pipe before others have their turn.
-pub(crate) const PIPE_TURN_BYTES: usize = 1 << 20;
+pub(crate) const PIPE_TURN_BYTES: usize = 256 << 10;
 /// What a busy pipe is enlarged to.
-const PIPE_MAX_BYTES: usize = 1 << 20;
+const PIPE_MAX_BYTES: usize = 256 << 10;
 /// A read of this much found the pipe full: the writer is faster than we come round.
 const PIPE_FULL_BYTES: usize = 64 << 10;
 /// Found full so often in all it is busy.
