@@ -246,8 +246,8 @@ fn make_directory(parent: &OwnedFd) -> Result<String> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut errno = Errno::EXIST;
     for _ in 0..TRIES {
-        let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let name = format!("pidloop-{pid}-{:016x}", RandomState::new().hash_one(count));
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}{:016x}", prefix(), RandomState::new().hash_one(count));
         match rustix::fs::mkdirat(parent, &*name, Mode::from(0o755)) {
             Ok(()) => return Ok(name),
             Err(Errno::EXIST) => {}
@@ -258,6 +258,11 @@ fn make_directory(parent: &OwnedFd) -> Result<String> {
         }
     }
     Err(failed(errno.into()))
+}
+
+/// How the names of all cgroups begin that this process makes.
+pub(crate) fn prefix() -> String {
+    format!("pidloop-{}-", std::process::id())
 }
 
 /// Why no cgroup could be made there.

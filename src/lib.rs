@@ -30,6 +30,7 @@ mod events;
 mod exit;
 mod helpers;
 mod lifecycle;
+mod orphans;
 mod pipe;
 mod process;
 mod queue;
@@ -67,6 +68,7 @@ pub use driver::{
 pub use error::{Error, ErrorKind, Result, Stage};
 pub use events::{Event, EventKind, Events};
 pub use exit::{Captured, Exit, HeldOpen, Output, Spool, Stream, Usage};
+pub use orphans::{Adoption, Orphans, adopt_orphans};
 pub use queue::{LongLine, Queue, QueueEnd, QueueItem, QueueOptions, WhenDropped};
 pub use reactor::{ChildId, Ended, Reactor, Remote, Survivor};
 pub use scope::{Scope, TreeUsage};

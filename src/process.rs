@@ -155,6 +155,19 @@ pub(crate) fn named_by(pidfd: BorrowedFd<'_>) -> Named {
     }
 }
 
+/// The children of this process, zombies included, as the kernel lists them. proc(5).
+pub(crate) fn children() -> Vec<u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+}
+
+/// Whether a child that is not reaped is dead. proc(5).
+pub(crate) fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))
+}
+
 /// Whether it is a child of this process that nobody has reaped.
 pub(crate) fn is_our_child(pidfd: BorrowedFd<'_>) -> bool {
     !matches!(sys::wait(pidfd, WaitMode::PollAndLeave), Ok(sys::Waited::Stolen) | Err(_))

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 10] = [
     &["context", "stats"],
     &["command", "adopt"],
     &["reactor"],
-    &["driver", "tokens"],
+    &["driver", "tokens", "orphans"],
     &["async_io", "child"],
     &["lib", "main", "cli"],
 ];

@@ -3,7 +3,7 @@
 //!
 //! Lock order: a child's cell, then the tables. Nobody locks a cell while holding the tables.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,19 @@ use crate::sys::process::generation;
 use crate::tell::{Level, tell, wake};
 use crate::timer::{Alarm, Clock, Timers};
 use crate::token::{ChildId, Kind, SLOTS_MAX, Token};
+
+/// Those of this process, and of the one that it was forked from.
+static ALL: Mutex<Vec<Weak<Core>>> = Mutex::new(Vec::new());
+
+/// The children of every loop in this process: also of those that are just being born.
+pub(crate) fn known_pids() -> HashSet<u32> {
+    let all: Vec<Arc<Core>> =
+        ALL.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+    let ours = all.iter().filter(|core| core.is_ours());
+    ours.flat_map(|core| core.children())
+        .flat_map(|cell| [&cell.published.children()[..], &[cell.pid()]].concat())
+        .collect()
+}
 
 /// How many of a context's children are gone through at a time.
 const SLICE: usize = 1024;
@@ -175,6 +188,9 @@ impl Core {
         });
         core.register(core.wake.as_fd(), Token::new(Kind::Wake, 0, 0), Interest::READABLE)?;
         core.register(core.timer.as_fd(), Token::new(Kind::Wake, 0, 1), Interest::READABLE)?;
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|core| core.strong_count() > 0);
+        all.push(core.this.clone());
         Ok(core)
     }
 

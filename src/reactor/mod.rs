@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) use self::adopt::adopt;
 use self::cell::Cell;
 use self::core::Core;
+pub(crate) use self::core::known_pids;
 use self::start::{Defaults, Manner, start};
 pub(crate) use self::turn::{Inbox, Loop};
 use crate::admission::{self, Load, Setting};

@@ -232,6 +232,8 @@ pub(crate) struct Published {
     raw: AtomicI32,
     /// 0: no child.
     child: AtomicI32,
+    /// The last one whose number was taken back.
+    last: AtomicI32,
     /// The same of a child that has a memory of its own, where it can be told.
     witness: AtomicPtr<AtomicI32>,
     /// Somebody wants no child: one that is not there yet is not tried for again.
@@ -245,6 +247,7 @@ impl Published {
         Published {
             raw: AtomicI32::new(-1),
             child: AtomicI32::new(0),
+            last: AtomicI32::new(0),
             witness: AtomicPtr::new(ptr::null_mut()),
             unwanted: AtomicBool::new(false),
             closing: Mutex::new(()),
@@ -265,8 +268,19 @@ impl Published {
     /// Takes the number back, then does what ends its validity.
     pub(crate) fn withdraw<T>(&self, f: impl FnOnce() -> T) -> T {
         let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Never none of the two: whoever looks for strangers among our children asks in between.
+        self.last.store(self.child.load(Ordering::Acquire), Ordering::Release);
         self.child.store(0, Ordering::Release);
         f()
+    }
+
+    /// The children that it was about; those that are 0 were none.
+    pub(crate) fn children(&self) -> [u32; 3] {
+        let _held = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: it is dismissed, under the lock, before it is gone.
+        let witness = unsafe { self.witness.load(Ordering::Acquire).as_ref() };
+        let pid = |child: &AtomicI32| child.load(Ordering::Acquire).unsigned_abs();
+        [pid(&self.child), pid(&self.last), witness.map_or(0, pid)]
     }
 
     /// Its creator found that there is a child.
