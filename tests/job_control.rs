@@ -1,5 +1,6 @@
 //! Scenarios of job control, under the promises: contexts that are paused with the clocks of their children, stops that are told of, a
 //! look at the dead before they are reaped. Knows the public API, and /proc.
+#![allow(clippy::zombie_processes, reason = "the library waits for what it adopts")]
 
 mod common;
 
