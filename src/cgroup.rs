@@ -45,7 +45,9 @@ pub(crate) struct Cgroup {
     name: String,
     dir: Arc<OwnedFd>,
     /// `cgroup.events`, which says whether anybody is in there.
-    events: OwnedFd,
+    events: Arc<OwnedFd>,
+    /// `cgroup.kill` (Linux 5.14), held open: a stop needs no descriptor that may not be left then.
+    killer: Option<OwnedFd>,
     is_removed: bool,
     /// Which process made it: a forked copy leaves it alone.
     generation: u64,
@@ -62,13 +64,18 @@ impl Cgroup {
         let name = make_directory(parent)?;
         let opened = open(parent.as_fd(), &name, OFlags::DIRECTORY).and_then(|dir| {
             let events = open(dir.as_fd(), "cgroup.events", OFlags::empty())?;
-            Ok((Arc::new(raise(dir)), raise(events)))
+            let killer = match open(dir.as_fd(), "cgroup.kill", OFlags::WRONLY) {
+                Err(Errno::NOENT) => None,
+                killer => Some(raise(killer?)),
+            };
+            Ok((Arc::new(raise(dir)), Arc::new(raise(events)), killer))
         });
-        let (dir, events) = opened.map_err(|errno| {
+        let (dir, events, killer) = opened.map_err(|errno| {
             let _ = rustix::fs::unlinkat(parent, &*name, AtFlags::REMOVEDIR);
             failed(errno.into())
         })?;
-        let cgroup = Cgroup { parent: parent.clone(), name, dir, events, is_removed: false, generation: generation() };
+        let cgroup =
+            Cgroup { parent: parent.clone(), name, dir, events, killer, is_removed: false, generation: generation() };
         if cgroup.says("frozen") {
             let what = "it is frozen: nothing would begin in there";
             return Err(Error::new(ErrorKind::Setup).at(Stage::Cgroup).saying(what));
@@ -111,11 +118,13 @@ impl Cgroup {
 
     /// SIGKILL to all of it, at once, also to those that are just being forked: `cgroup.kill` (Linux 5.14).
     pub(crate) fn kill(&self) -> io::Result<()> {
-        match self.write("cgroup.kill", "1") {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.kill_one_by_one(),
+        let Some(killer) = &self.killer else {
+            return self.kill_one_by_one();
+        };
+        match rustix::io::write(killer, b"1") {
             // It is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-            result => result,
+            Ok(_) | Err(Errno::NODEV) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -158,13 +167,16 @@ impl Cgroup {
     }
 
     /// What its processes used, by its files as they are now.
-    pub(crate) fn usage(&self) -> TreeUsage {
+    ///
+    /// An error if not even `cpu.stat` can be read: no descriptor is left for that.
+    pub(crate) fn usage(&self) -> io::Result<TreeUsage> {
+        let cpu = read(self.dir.as_fd(), "cpu.stat")?;
         let read = |file: &str| read(self.dir.as_fd(), file).ok();
         let number = |file: &str| read(file).and_then(|text| text.trim().parse().ok());
         let entry = |file: &str, key: &str| read(file).and_then(|text| value_of(&text, key));
-        let time = |key: &str| Duration::from_micros(entry("cpu.stat", key).unwrap_or(0));
+        let time = |key: &str| Duration::from_micros(value_of(&cpu, key).unwrap_or(0));
         let io = |key: &str| read("io.stat").map(|text| sum_of(&text, key));
-        TreeUsage {
+        Ok(TreeUsage {
             user_time: time("user_usec"),
             system_time: time("system_usec"),
             memory_peak_bytes: number("memory.peak"),
@@ -173,7 +185,16 @@ impl Cgroup {
             forks_refused: entry("pids.events", "max"),
             read_bytes: io("rbytes"),
             written_bytes: io("wbytes"),
-        }
+        })
+    }
+
+    /// The same at its end, when the descriptor that could have killed it makes place for that.
+    pub(crate) fn final_usage(&mut self) -> TreeUsage {
+        self.killer = None;
+        self.usage().unwrap_or_else(|error| {
+            tell(Level::Warn, format_args!("what the cgroup {} used is not known: {error}", self.name));
+            TreeUsage::default()
+        })
     }
 
     /// Removes the directory, with those that its processes made in it. `EBUSY` if one of them is still there.
@@ -212,7 +233,7 @@ impl Cgroup {
             // Changes are told late, if there was another one a moment ago.
             const PAUSE_MS: i64 = 20;
             let pause = Timespec { tv_sec: 0, tv_nsec: PAUSE_MS * 1_000_000 };
-            let _ = poll(&mut [PollFd::new(&self.events, PollFlags::PRI)], Some(&pause));
+            let _ = poll(&mut [PollFd::new(&*self.events, PollFlags::PRI)], Some(&pause));
         }
         self.is_removed = true;
     }
@@ -230,12 +251,9 @@ impl Drop for Cgroup {
         if self.is_removed || self.generation != generation() || self.remove().is_ok() {
             return;
         }
-        let (dup, events) = (self.dir.clone(), self.events.try_clone());
-        let Ok(events) = events else {
-            return tell(Level::Warn, format_args!("the cgroup {} was not removed", self.name));
-        };
-        let (parent, name) = (self.parent.clone(), std::mem::take(&mut self.name));
-        let heir = Cgroup { parent, name, dir: dup, events, is_removed: false, generation: self.generation };
+        let (parent, dir, events) = (self.parent.clone(), self.dir.clone(), self.events.clone());
+        let name = std::mem::take(&mut self.name);
+        let heir = Cgroup { parent, name, dir, events, killer: None, is_removed: false, generation: self.generation };
         helpers::run(Box::new(move || heir.linger()));
     }
 }

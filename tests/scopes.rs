@@ -15,6 +15,7 @@ use pidloop::{
     Cancel, Cause, CgroupScope, Child, Command, Context, ErrorKind, Exit, Leftovers, Reactor, Resource, Scope, Signal,
     Stage, Step,
 };
+use rustix::process::{Resource as RlimitOf, Rlimit, getrlimit, setrlimit};
 
 /// A cgroup of a test's own, as a user would be delegated one; gone with all that is in it at the end.
 struct Delegated(PathBuf);
@@ -410,8 +411,9 @@ struct Bomb {
 const BOMB_TASKS: u64 = 30;
 
 impl Bomb {
-    /// A user whom nobody else in these tests is.
-    fn new(user: u32, how: &str) -> Bomb {
+    /// With a user whom nobody else is, in these tests.
+    fn new(number: u32, how: &str) -> Bomb {
+        let user = 100_000 + 8 * std::process::id() + number;
         let scratch = Scratch::new(&format!("bomb-{user}"));
         // A shell that cannot fork ends, unless it is told so within an `eval` that is no special one.
         let copy = format!("exec 2>/dev/null; while :; do command eval '{how} \"$0\" &'; done");
@@ -445,7 +447,7 @@ fn a_fork_bomb_outlives_a_child_and_escapes_from_a_group_and_nobody_gets_out_of_
     }
     // Child: the leader alone is stopped.
     let Some(cage) = Delegated::new("bomb-child") else { return };
-    let bomb = Bomb::new(64_001, "");
+    let bomb = Bomb::new(1, "");
     let child = bomb.command().cgroup(cage.open()).spawn().unwrap();
     has_gone_off(&cage);
     assert_eq!(stop(&child).scope(), Scope::Child);
@@ -455,13 +457,13 @@ fn a_fork_bomb_outlives_a_child_and_escapes_from_a_group_and_nobody_gets_out_of_
 
     // Group: those that stay in it are stopped, whatever they fork meanwhile; those in a session of their own are not.
     let Some(cage) = Delegated::new("bomb-group") else { return };
-    let bomb = Bomb::new(64_002, "");
+    let bomb = Bomb::new(2, "");
     let child = bomb.command().cgroup(cage.open()).group().spawn().unwrap();
     has_gone_off(&cage);
     assert_eq!(stop(&child).scope(), Scope::Group);
     eventually("nobody is left of the group", || cage.has_no_process());
     println!("Group: none of those that stay in it");
-    let bomb = Bomb::new(64_003, "setsid");
+    let bomb = Bomb::new(3, "setsid");
     let child = bomb.command().cgroup(cage.open()).group().spawn().unwrap();
     has_gone_off(&cage);
     stop(&child);
@@ -471,11 +473,61 @@ fn a_fork_bomb_outlives_a_child_and_escapes_from_a_group_and_nobody_gets_out_of_
 
     // Cgroup: nobody is left.
     let Some(cage) = Delegated::new("bomb-cgroup") else { return };
-    let bomb = Bomb::new(64_004, "setsid");
+    let bomb = Bomb::new(4, "setsid");
     let child = bomb.command().cgroup_scope(&cage.scope()).spawn().unwrap();
     has_gone_off(&cage);
     assert_eq!(stop(&child).scope(), Scope::Cgroup);
     let usage = child.wait_tree_timeout(SOON).unwrap().expect("somebody is left");
     assert!(cage.has_no_process() && cage.below().is_empty());
     println!("Cgroup: nobody is left; {usage:?}");
+}
+
+#[test]
+fn a_stop_needs_no_descriptor_that_is_not_there() {
+    const NAME: &str = "a_stop_needs_no_descriptor_that_is_not_there";
+    in_own_process(NAME, || {
+        let Some(dir) = Delegated::new("emfile") else { return };
+        let scope = dir.scope();
+        let mut command = sh(&format!("{ESCAPEES} wait"));
+        let (child, _stdout) = spawn_ready(command.cgroup_scope(&scope));
+        let limit = getrlimit(RlimitOf::Nofile);
+        let lowered = Rlimit { current: Some(0), ..limit };
+        setrlimit(RlimitOf::Nofile, lowered).unwrap();
+        // One that cannot even be made leaves nothing.
+        let error = command.spawn().unwrap_err();
+        let missing = child.tree_usage().unwrap_err();
+        child.kill().unwrap();
+        let exit = child.wait().unwrap();
+        let gone = child.wait_tree_timeout(SOON).unwrap();
+        setrlimit(RlimitOf::Nofile, limit).unwrap();
+        assert_eq!((error.kind(), missing.kind()), (ErrorKind::NoDescriptors, ErrorKind::NoDescriptors));
+        assert_eq!((exit.scope(), exit.signal()), (Scope::Cgroup, Some(Signal::SIGKILL)));
+        assert!(gone.is_some() && dir.below().is_empty() && dir.has_no_process());
+    });
+}
+
+/// In a forked copy the child, and its cgroup, are the original's.
+#[test]
+fn a_forked_copy_leaves_it_alone() {
+    const NAME: &str = "a_forked_copy_leaves_it_alone";
+    in_own_process(NAME, || {
+        let Some(dir) = Delegated::new("forked") else { return };
+        let child = Command::new("sleep").arg("600").cgroup_scope(&dir.scope()).kill_on_drop(true).spawn().unwrap();
+        // SAFETY: fork(2); the copy makes a few calls and leaves by `_exit`.
+        let copy = unsafe { libc::fork() };
+        if copy == 0 {
+            let refused = child.tree_usage().is_err_and(|error| error.kind() == ErrorKind::Forked);
+            drop(child);
+            // SAFETY: _exit(2).
+            unsafe { libc::_exit(i32::from(!refused)) };
+        }
+        let mut status = -1;
+        // SAFETY: waitpid(2) for the copy alone.
+        assert_eq!(unsafe { libc::waitpid(copy, &mut status, 0) }, copy);
+        assert_eq!(status, 0, "it is not told that it is a copy");
+        assert!(dir.below().len() == 1 && !dir.has_no_process());
+        child.kill().unwrap();
+        child.wait_tree_timeout(SOON).unwrap().unwrap();
+        assert!(dir.below().is_empty());
+    });
 }

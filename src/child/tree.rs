@@ -71,7 +71,7 @@ impl Future for Felled {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<TreeUsage>> {
         let this = &mut *self;
         // Asked first, by a call that says why there is nothing to wait for.
-        if let Err(error) = this.cell.tree_usage() {
+        if let Err(error) = this.cell.check_tree() {
             return Poll::Ready(Err(error));
         }
         if this.cell.wake_when(Awaited::Tree, &mut this.key, cx.waker()) {

@@ -95,8 +95,8 @@ impl Command {
     /// otherwise, and stays its own: a context that ends later, `kill`, `signal` and a shutdown still reach it.
     /// [`Child::wait_tree`](crate::Child::wait_tree) tells when the last of it is gone, and what all of it used.
     ///
-    /// The child is born there (`CLONE_INTO_CGROUP`, Linux 5.7; before that it enters before its exec). This takes two descriptors more for
-    /// each child. See [`CgroupScope`] for what it needs; a directory that has not got that fails the spawn, in
+    /// The child is born there (`CLONE_INTO_CGROUP`, Linux 5.7; before that it enters before its exec). This takes three descriptors more
+    /// for each child. See [`CgroupScope`] for what it needs; a directory that has not got that fails the spawn, in
     /// [`Stage::Cgroup`](crate::Stage::Cgroup):
     ///
     /// | the directory | [`ErrorKind`](crate::ErrorKind) |

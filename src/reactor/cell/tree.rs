@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Cell, Life};
 use crate::cgroup::Cgroup;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::process;
 use crate::scope::{Scope, TreeUsage};
 use crate::signal::Signal;
@@ -40,9 +40,9 @@ impl Cell {
         if life.exit.is_none() || life.cgroup().is_none_or(Cgroup::is_populated) {
             return;
         }
-        if let Some(cgroup) = life.cgroup() {
+        if let Some(Tree::There(cgroup)) = life.extra().tree.as_deref_mut() {
             self.core.deregister(cgroup.as_fd());
-            let usage = cgroup.usage();
+            let usage = cgroup.final_usage();
             // The directory goes with it.
             life.extra().tree = Some(Box::new(Tree::Gone(usage)));
         }
@@ -80,17 +80,28 @@ impl Cell {
         self.core.check_ours()?;
         let life = self.lock();
         match life.extra.as_ref().and_then(|extra| extra.tree.as_deref()) {
-            Some(Tree::There(cgroup)) => Ok(cgroup.usage()),
+            Some(Tree::There(cgroup)) => {
+                cgroup.usage().map_err(|error| Error::os(Stage::Cgroup, error).of(&*self.label))
+            }
             Some(Tree::Gone(usage)) => Ok(*usage),
-            None => Err(self
-                .error(ErrorKind::Unsupported)
-                .saying("it has no cgroup of its own, which alone tells of its tree")),
+            None => Err(self.treeless()),
         }
+    }
+
+    /// Whether there is, or was, one to wait for.
+    pub(crate) fn check_tree(&self) -> Result<()> {
+        self.core.check_ours()?;
+        let has_tree = self.lock().extra.as_ref().is_some_and(|extra| extra.tree.is_some());
+        if has_tree { Ok(()) } else { Err(self.treeless()) }
+    }
+
+    fn treeless(&self) -> Error {
+        self.error(ErrorKind::Unsupported).saying("it has no cgroup of its own, which alone tells of its tree")
     }
 
     /// Waits until nobody is left in its cgroup, at most until `until`.
     pub(crate) fn wait_tree(&self, until: Option<Instant>) -> Result<Option<TreeUsage>> {
-        self.tree_usage()?;
+        self.check_tree()?;
         let mut life = self.lock();
         loop {
             if let Some(usage) = life.tree_end() {
