@@ -83,6 +83,11 @@ impl Cause {
         }
     }
 
+    /// Whether it holds a value of the caller's, whose drop is the caller's code.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self, Cause::Other(_))
+    }
+
     /// The same, as the cause of a deadline.
     pub(crate) fn at_deadline(self) -> Cause {
         match self {

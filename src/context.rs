@@ -494,6 +494,15 @@ impl Context {
 
     // ── for the loop ──
 
+    /// Drops it, where the last of its clones may be the loop's, or be dropped under a lock: an error of the caller's that goes with it, or
+    /// with those above, is dropped by a helper thread.
+    pub(crate) fn retire(self) {
+        let Some(node) = Arc::into_inner(self.0) else { return };
+        if node.holds_foreign() || node.parent.iter().flat_map(Context::line).any(|above| above.0.holds_foreign()) {
+            helpers::run(Box::new(move || drop(node)));
+        }
+    }
+
     /// No other context of this process has it.
     pub(crate) fn id(&self) -> u64 {
         self.0.id
@@ -652,7 +661,20 @@ impl fmt::Debug for Context {
     }
 }
 
+/// As [`Context::retire`], for a clone of its cause.
+pub(crate) fn retire_cause(cause: Cause) {
+    if cause.is_foreign() {
+        helpers::run(Box::new(move || drop(cause)));
+    }
+}
+
 impl Node {
+    /// Whether a value of the caller's goes with it.
+    fn holds_foreign(&self) -> bool {
+        let at_deadline = self.deadline.as_ref().map(|(_, cause)| cause);
+        self.fired.get().into_iter().chain(at_deadline).any(Cause::is_foreign)
+    }
+
     fn links(&self) -> MutexGuard<'_, Links> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{SOON, children_of_ours, eventually, exists, in_own_process, open_descriptors, sh, spawn_ready};
-use pidloop::{Cancel, Cause, Command, Context, ErrorKind, Reactor, Signal, Stdio, Step};
+use pidloop::{Cancel, Cause, Child, Command, Context, ErrorKind, Reactor, Signal, Stdio, Step};
 
 const MOMENT: Duration = Duration::from_millis(50);
 const LONG: Duration = Duration::from_secs(3600);
@@ -601,4 +601,59 @@ fn kill_holder(stdout: &[u8]) {
 fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// An error that says which thread dropped it, and takes its time.
+#[derive(Debug)]
+struct Noted(std::sync::mpsc::Sender<String>, Child);
+
+impl std::fmt::Display for Noted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("noted")
+    }
+}
+
+impl std::error::Error for Noted {}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        // Which needs the locks of its loop.
+        self.1.kill().unwrap();
+        self.1.wait().unwrap();
+        let _ = self.0.send(std::thread::current().name().unwrap_or_default().to_owned());
+    }
+}
+
+/// Promise 10: whoever lets a caller's error go last, its destructor runs on no loop's thread, and under no lock.
+#[test]
+fn an_error_that_was_given_as_a_cause_is_dropped_by_no_loop() {
+    let (sender, names) = std::sync::mpsc::channel();
+    let sleep = || {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        command
+    };
+    for round in 0..60 {
+        let ctx = Context::new();
+        let below = if round % 2 == 0 { ctx.clone() } else { ctx.with_timeout(SOON) };
+        let child = sleep().context(&below).stdout(Stdio::captured()).spawn().unwrap();
+        let noted = Noted(sender.clone(), sleep().spawn().unwrap());
+        drop(below);
+        ctx.cancel_with(Box::<dyn std::error::Error + Send + Sync>::from(noted));
+        match round % 3 {
+            0 => drop((ctx, child)),
+            1 => drop((child, ctx)),
+            _ => {
+                drop(ctx);
+                let exit = child.wait().unwrap();
+                assert_eq!(exit.cause().unwrap().to_string(), "noted");
+                drop(child);
+                drop(exit);
+            }
+        }
+    }
+    for _ in 0..60 {
+        let name = names.recv_timeout(SOON).expect("it is dropped");
+        assert_ne!(name, "pidloop");
+    }
 }

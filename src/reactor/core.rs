@@ -23,7 +23,7 @@ use super::cell::Cell;
 use super::port::Ports;
 use crate::admission::{self, Key, Setting};
 use crate::cause::Cause;
-use crate::context::{Context, ListenKey, Listener, Tell};
+use crate::context::{Context, ListenKey, Listener, Tell, retire_cause};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::events::{Event, EventKind, Events, Outlets};
 use crate::scope::TreeUsage;
@@ -135,8 +135,8 @@ enum Links {
 struct ContextSlot {
     generation: u64,
     context: Context,
-    /// Slots of the children attached to it.
-    members: Slab<u32>,
+    /// Slots of the children attached to it, in any order.
+    members: Members,
     /// Its slot's other users: contexts below it, watchers.
     users: u32,
     /// The nearest one above it that is here.
@@ -209,7 +209,7 @@ impl Core {
         let result = f(&mut tables);
         let left = std::mem::take(&mut tables.left);
         drop(tables);
-        drop(left);
+        left.into_iter().for_each(|slot| slot.context.retire());
         result
     }
 
@@ -480,8 +480,7 @@ impl Core {
         for context in contexts {
             match tables.attach_child(self, context) {
                 Ok(context_slot) => {
-                    let place = tables.contexts[context_slot as usize].members.insert(slot) as u32;
-                    links.push((context_slot, place));
+                    links.push((context_slot, tables.contexts[context_slot as usize].members.push(slot)));
                 }
                 Err(error) => {
                     tables.children[slot as usize].links = Links::from(links);
@@ -650,8 +649,29 @@ impl Core {
 
     // ── contexts ──
 
-    pub(crate) fn context(&self, token: Token) -> Option<Context> {
-        self.tables().context_slot(token).map(|slot| slot.context.clone())
+    /// Why a context has ended, if it has.
+    pub(crate) fn look(&self, token: Token) -> Option<Cause> {
+        // Cloned for a look without the lock, which tells whoever listens. By then it may be the last one.
+        let context = self.tables().context_slot(token).map(|slot| slot.context.clone())?;
+        let cause = context.look();
+        context.retire();
+        cause
+    }
+
+    /// A deadline of a context is due.
+    pub(crate) fn on_context_due(&self, token: Token) {
+        let Some(context) = self.tables().context_slot(token).map(|slot| slot.context.clone()) else {
+            return;
+        };
+        let (cause, is_paused) = (context.look(), context.is_paused());
+        context.retire();
+        match cause {
+            // The look has cancelled it, and that is an event of its own.
+            Some(cause) => retire_cause(cause),
+            // One that has not passed was paused since it was armed; of one that is paused now we are told.
+            None if !is_paused => self.arm_context(token),
+            None => {}
+        }
     }
 
     /// Keeps a context registered although no child of it is here, so that its deadline and its descriptors are noticed.
@@ -695,9 +715,9 @@ impl Core {
             return;
         }
         self.arm_context(token);
-        let (mut cells, mut next) = (Vec::new(), Some(0));
-        while let Some(cursor) = next {
-            next = self.members(token, cursor, SLICE, &mut cells).1;
+        let (mut cells, mut end) = (Vec::new(), usize::MAX);
+        while end > 0 {
+            end = self.members(token, end, SLICE, &mut cells);
             cells.drain(..).for_each(|cell| cell.follow_pause());
         }
     }
@@ -738,29 +758,27 @@ impl Core {
         }
     }
 
-    /// A context has ended; says whether the loop has yet to go through its children.
-    pub(crate) fn begin_stopping(&self, token: Token) -> bool {
-        self.tables().context_slot(token).is_some_and(|entry| !std::mem::replace(&mut entry.stopping, true))
+    /// A context has ended: if the loop has yet to go through its children, how many there are, for [`Core::members`].
+    pub(crate) fn begin_stopping(&self, token: Token) -> Option<usize> {
+        let mut tables = self.tables();
+        let entry = tables.context_slot(token).filter(|entry| !entry.stopping)?;
+        entry.stopping = true;
+        Some(entry.members.len())
     }
 
-    /// The children of a context at the next `at_most` places, from `cursor` on; says how many places that were, since also empty ones are
-    /// work, and a context may have had many more children than it has; and where to go on, if there are more.
+    /// The next `at_most` children of a context, from those below `end` downwards; returns the new end: 0, when all were seen.
     ///
-    /// A child that enters behind the cursor is not missed: it reads the context's flag after entering, and the flag is set.
-    pub(crate) fn members(
-        &self,
-        token: Token,
-        cursor: usize,
-        at_most: usize,
-        cells: &mut Vec<Arc<Cell>>,
-    ) -> (usize, Option<usize>) {
+    /// The place of a child that leaves is taken by the last one: whoever had not been seen stays below the end. A child that enters
+    /// meanwhile is not missed: it reads the context's flag after entering, and the flag is set.
+    pub(crate) fn members(&self, token: Token, end: usize, at_most: usize, cells: &mut Vec<Arc<Cell>>) -> usize {
         let tables = self.tables();
         let entry = tables.contexts.get(token.slot() as usize).filter(|c| c.generation == token.generation());
-        let Some(entry) = entry else { return (0, None) };
-        let end = entry.members.capacity().min(cursor + at_most);
-        let slots = (cursor..end).filter_map(|place| entry.members.get(place));
-        cells.extend(slots.map(|slot| tables.children[*slot as usize].cell.clone()));
-        (end - cursor, (end < entry.members.capacity()).then_some(end))
+        let Some(entry) = entry else { return 0 };
+        let end = entry.members.len().min(end);
+        let begin = end.saturating_sub(at_most);
+        let slots = (begin..end).rev().filter_map(|place| entry.members.get(place));
+        cells.extend(slots.map(|slot| tables.children[slot as usize].cell.clone()));
+        begin
     }
 
     /// Puts everything into the epoll set and the timers anew, so that every edge and every deadline the former loop may have
@@ -847,13 +865,22 @@ impl Tables {
 
     fn leave(&mut self, core: &Core, token: Token) -> Option<Arc<Cell>> {
         self.child_slot(token)?;
-        let slot = self.children.remove(token.slot() as usize);
         self.forget_deadline(token);
-        for (context, place) in slot.links.iter() {
-            self.contexts[context as usize].members.remove(place as usize);
+        // It stays in its slot meanwhile: it may stand in one list twice.
+        while let Some((context, place)) = self.children[token.slot() as usize].links.pop() {
+            self.remove_member(context, place);
             self.release_context(core, context);
         }
-        Some(slot.cell)
+        Some(self.children.remove(token.slot() as usize).cell)
+    }
+
+    /// The last one takes its place.
+    fn remove_member(&mut self, context: u32, place: u32) {
+        let members = &mut self.contexts[context as usize].members;
+        if let Some(moved) = members.swap_remove(place as usize) {
+            let last = members.len() as u32;
+            self.children[moved as usize].links.move_place(context, last, place);
+        }
     }
 
     /// The slot of a context that gets a child: who cancels it writes to its eventfd.
@@ -941,9 +968,9 @@ impl Tables {
             core.register(fd, token.of_kind(Kind::Source), Interest::READABLE)?;
         }
         self.by_id.insert(context.id(), slot as usize);
-        let this = core.this.clone();
         // Listens first; what has been handed out, here or above, is read afterwards: a cancel_fd that is asked for meanwhile is seen by
         // one of the two.
+        let this = core.this.clone();
         let handed_out = move |_: &Context| {
             if let Some(core) = this.upgrade() {
                 core.watch_above(token);
@@ -962,7 +989,7 @@ impl Tables {
         entry.insert(ContextSlot {
             generation,
             context,
-            members: Slab::new(),
+            members: Members::default(),
             users: 0,
             parent: None,
             deadline,
@@ -984,7 +1011,7 @@ impl Tables {
         let mut next = Some(slot);
         while let Some(slot) = next {
             let entry = &self.contexts[slot as usize];
-            if !entry.members.is_empty() || entry.users > 0 {
+            if entry.members.len() > 0 || entry.users > 0 {
                 return;
             }
             let entry = self.contexts.remove(slot as usize);
@@ -1010,12 +1037,61 @@ impl Tables {
     }
 }
 
+/// A list without holes. Without an allocation for the one that a context of a child's own has.
+#[derive(Debug, Default)]
+struct Members {
+    first: Option<u32>,
+    others: Vec<u32>,
+}
+
+impl Members {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.others.len()
+    }
+
+    fn get(&self, place: usize) -> Option<u32> {
+        if place == 0 { self.first } else { self.others.get(place - 1).copied() }
+    }
+
+    /// Says at which place.
+    fn push(&mut self, child: u32) -> u32 {
+        match &mut self.first {
+            first @ None => *first = Some(child),
+            Some(_) => self.others.push(child),
+        }
+        self.len() as u32 - 1
+    }
+
+    /// The last one takes the place of that which goes; returns whom that moved.
+    fn swap_remove(&mut self, place: usize) -> Option<u32> {
+        let last = self.others.pop().or_else(|| self.first.take())?;
+        if place == self.len() {
+            return None;
+        }
+        match place {
+            0 => self.first = Some(last),
+            _ => self.others[place - 1] = last,
+        }
+        Some(last)
+    }
+}
+
 impl Links {
     fn from(links: Vec<(u32, u32)>) -> Links {
         match links[..] {
             [] => Links::None,
             [(context, place)] => Links::One(context, place),
             _ => Links::Many(Box::new(links)),
+        }
+    }
+
+    fn move_place(&mut self, context: u32, from: u32, to: u32) {
+        match self {
+            Links::None => {}
+            Links::One(_, place) => *place = to,
+            Links::Many(links) => {
+                links.iter_mut().filter(|link| **link == (context, from)).for_each(|(_, place)| *place = to);
+            }
         }
     }
 
@@ -1026,6 +1102,18 @@ impl Links {
             Links::Many(links) => (None, &links[..]),
         };
         one.into_iter().chain(many.iter().copied())
+    }
+
+    fn pop(&mut self) -> Option<(u32, u32)> {
+        match self {
+            Links::None => None,
+            Links::One(context, place) => {
+                let link = (*context, *place);
+                *self = Links::None;
+                Some(link)
+            }
+            Links::Many(links) => links.pop(),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use slab::Slab;
 use super::cell::Cell;
 use super::core::Core;
 use crate::admission::Key;
+use crate::context::retire_cause;
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::tell::{Level, tell};
 use crate::timer::Alarm;
@@ -21,7 +22,7 @@ use crate::token::{Kind, Token};
 
 /// How many events one turn takes from the kernel.
 const EVENTS_TURN_MAX: usize = 1024;
-/// How many children of cancelled contexts one turn stops; empty places in their lists included.
+/// How many children of cancelled contexts one turn stops.
 const STOPS_TURN_MAX: usize = 1024;
 /// How many deadlines one turn serves.
 const ALARMS_TURN_MAX: usize = 1024;
@@ -36,7 +37,7 @@ pub(crate) struct Loop {
     core: Arc<Core>,
     batch: Batch,
     unread: Unread,
-    /// Contexts whose children are being stopped, and how far that has got.
+    /// Contexts whose children are being stopped, and how many of them are still to be.
     cancelling: VecDeque<(Token, usize)>,
     /// Loops whose owners are gone, nested in this one.
     adopted: Slab<Loop>,
@@ -239,9 +240,10 @@ impl Loop {
 
     fn serve_contexts(&mut self) {
         for token in self.batch.contexts.drain(..) {
-            let has_ended = self.core.context(token).is_some_and(|context| context.look().is_some());
-            if has_ended && self.core.begin_stopping(token) {
-                self.cancelling.push_back((token, 0));
+            let Some(cause) = self.core.look(token) else { continue };
+            retire_cause(cause);
+            if let Some(cursor) = self.core.begin_stopping(token) {
+                self.cancelling.push_back((token, cursor));
             }
         }
         self.stop_members();
@@ -251,20 +253,21 @@ impl Loop {
     fn stop_members(&mut self) {
         let mut left = STOPS_TURN_MAX;
         while left > 0 {
-            let Some((token, cursor)) = self.cancelling.pop_front() else {
+            let Some((token, end)) = self.cancelling.pop_front() else {
                 return;
             };
-            let (places, next) = self.core.members(token, cursor, left, &mut self.batch.cells);
+            let end = self.core.members(token, end, left, &mut self.batch.cells);
             // A context without children is work, too.
-            left = left.saturating_sub(places.max(1));
-            if let Some(cause) = self.core.context(token).and_then(|context| context.look()) {
+            left = left.saturating_sub(self.batch.cells.len().max(1));
+            if let Some(cause) = self.core.look(token) {
                 for cell in self.batch.cells.drain(..) {
                     cell.stop(cause.clone());
                 }
+                retire_cause(cause);
             }
             self.batch.cells.clear();
-            if let Some(cursor) = next {
-                self.cancelling.push_front((token, cursor));
+            if end > 0 {
+                self.cancelling.push_front((token, end));
                 return;
             }
         }
@@ -275,11 +278,7 @@ impl Loop {
         for (token, clock) in self.batch.due.drain(..) {
             if token.kind() == Kind::Context {
                 // The look finds the deadline passed, cancels, and that is an event of its own.
-                let context = self.core.context(token);
-                // One that has not passed was paused since it was armed; of one that is paused now we are told.
-                if context.is_some_and(|context| context.look().is_none() && !context.is_paused()) {
-                    self.core.arm_context(token);
-                }
+                self.core.on_context_due(token);
             } else if let Some(cell) = self.core.child(token) {
                 cell.on_alarm(clock);
             }
@@ -455,7 +454,7 @@ mod tests {
             core.take_due(&mut turning.batch.due, ALARMS_TURN_MAX);
         }
         let token = turning.batch.contexts[0];
-        assert!(core.begin_stopping(token) && !core.begin_stopping(token));
+        assert!(core.begin_stopping(token).is_some() && core.begin_stopping(token).is_none());
         turning.recover();
         while core.live() > 0 {
             turning.turn(SOON).unwrap();
@@ -467,28 +466,35 @@ mod tests {
     }
 
     #[test]
-    fn the_places_that_a_crowd_left_empty_are_work_too() {
+    fn who_leaves_while_a_crowd_is_stopped_in_slices_hides_nobody() {
         let turning = Loop::new(true).unwrap();
         let core = turning.core();
         let ctx = Context::new();
         let enter = |_| {
             let (label, spawned_at, span) = ("nobody".into(), Instant::now(), Span::none());
             let birth = Birth { label, spawned_at, kill_on_drop: false, span };
-            core.enter(&Cell::new(core, birth), std::slice::from_ref(&ctx), None).unwrap()
+            // Twice in the same list, for the sake of its places.
+            core.enter(&Cell::new(core, birth), &[ctx.clone(), ctx.clone()], None).unwrap()
         };
-        let mut tokens: Vec<Token> = (0..3000).map(enter).collect();
-        let last = tokens.pop().unwrap();
-        tokens.into_iter().for_each(|token| core.withdraw(token));
+        let tokens: Vec<Token> = (0..3000).map(enter).collect();
         let context = core.watch(&ctx).unwrap();
-        let (mut cursor, mut slices, mut cells) = (0, 0, Vec::new());
-        while let (places, Some(next)) = core.members(context, cursor, 1000, &mut cells) {
-            assert_eq!(places, 1000);
-            (cursor, slices) = (next, slices + 1);
+        let (mut end, mut slices, mut cells) = (core.begin_stopping(context).unwrap(), 0, Vec::new());
+        assert_eq!(end, 6000);
+        // Some leave after each slice, from everywhere.
+        let mut leaving = tokens.iter().step_by(3);
+        while end > 0 {
+            end = core.members(context, end, 1000, &mut cells);
+            slices += 1;
+            leaving.by_ref().take(150).for_each(|token| core.withdraw(*token));
         }
-        assert!(slices >= 2, "one slice looked at {cursor} places");
-        assert!(Arc::ptr_eq(&cells[0], &core.child(last).unwrap()) && cells.len() == 1);
-        core.withdraw(last);
+        assert!(slices <= 6, "{slices}");
+        for cell in tokens.iter().filter_map(|token| core.child(*token)) {
+            assert!(cells.iter().any(|seen| Arc::ptr_eq(seen, &cell)));
+        }
+        tokens.iter().filter(|token| core.child(**token).is_some()).for_each(|token| core.withdraw(*token));
+        assert_eq!(core.begin_stopping(context), None);
         core.unwatch(context);
+        assert_eq!(core.live(), 0);
     }
 
     #[test]

@@ -56,14 +56,16 @@ impl Cell {
     fn try_foreign(self: &Arc<Cell>, life: &mut Life) {
         let now = Instant::now();
         match process::look_at_foreign(life.pidfd()) {
-            Foreign::Zombie if life.seen_at.is_none() => {
-                life.seen_at = Some(now);
+            Foreign::Zombie if life.seen_at().is_none() => {
+                life.extra().seen_at = Some(now);
                 if let Some(token) = life.token {
                     self.core.arm(now + FOREIGN_GRACE, (token, Clock::Retry));
                 }
                 self.not_yet(life);
             }
-            Foreign::Zombie if life.seen_at.is_some_and(|seen_at| now < seen_at + FOREIGN_GRACE) => self.not_yet(life),
+            Foreign::Zombie if life.seen_at().is_some_and(|seen_at| now < seen_at + FOREIGN_GRACE) => {
+                self.not_yet(life)
+            }
             Foreign::Zombie => self.ended(life, Reaped::Stolen(None), false),
             Foreign::Reaped(status) => self.ended(life, Reaped::Stolen(status), false),
         }
@@ -72,7 +74,8 @@ impl Cell {
     /// Nobody else is its owner meanwhile, for a second at most.
     fn begin_inspection(self: &Arc<Cell>, life: &mut Life, inspect: Inspect) {
         let now = Instant::now();
-        (life.owner, life.seen_at) = (Owner::Inspector, Some(now));
+        life.owner = Owner::Inspector;
+        life.extra().seen_at = Some(now);
         if let Some(token) = life.token {
             self.core.arm(now + INSPECTION_MAX, (token, Clock::Retry));
         }
@@ -116,7 +119,7 @@ impl Cell {
         let was_paused = self.end_pause(life);
         self.after_pause(life, was_paused);
         let now = Instant::now();
-        let exited_at = life.seen_at.unwrap_or(now);
+        let exited_at = life.seen_at().unwrap_or(now);
         // A zombie that somebody else reaped keeps no number.
         life.unreaped = unreaped && matches!(reaped, Reaped::Ended(..));
         let (status, usage, reaped_at) = match reaped {

@@ -118,8 +118,6 @@ pub(crate) struct Life {
     done: bool,
     /// A tracer hides its death, or its own parent has yet to reap it: the registration stays and the next edge is awaited.
     traced: bool,
-    /// When its death was seen that is told later.
-    seen_at: Option<Instant>,
     /// Its zombie is kept, so that its pid goes on naming its group.
     unreaped: bool,
     /// What the child has left in its cgroup is being stopped, after an end of its own.
@@ -239,6 +237,8 @@ pub(crate) struct Extra {
     pub(crate) held_open: HeldOpen,
     pub(crate) over_limit: bool,
     pub(crate) cancel_failed: Option<Arc<io::Error>>,
+    /// When its death was seen that is told later.
+    pub(crate) seen_at: Option<Instant>,
 }
 
 /// The command's contexts and deadline.
@@ -331,7 +331,6 @@ impl Cell {
                 exit: None,
                 done: false,
                 traced: false,
-                seen_at: None,
                 unreaped: false,
                 stopping_tree: false,
                 kill_on_drop: birth.kill_on_drop,
@@ -483,16 +482,27 @@ impl Cell {
 }
 
 impl Drop for Cell {
-    /// The last reference may be the loop's, and what a closure holds, or failed with, is the caller's: its destructors may block.
+    /// The last reference may be the loop's, and what a closure holds, or failed with, and an error that is the cause, are the caller's: their
+    /// destructors may block.
     fn drop(&mut self) {
+        if !self.core.is_ours() {
+            return;
+        }
         let life = self.life.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(extra), true) = (&mut life.extra, self.core.is_ours()) {
+        let causes = [life.pending.take(), life.cause.take()];
+        let mut foreign = causes.iter().flatten().any(|cause| cause.is_foreign());
+        let mut failures = (None, None);
+        if let Some(extra) = &mut life.extra {
             std::mem::replace(&mut extra.ladder, Ladder::new(Vec::new())).retire();
             extra.inspect.take().into_iter().for_each(Inspect::retire);
-            if extra.cancel_failed.is_some() || extra.stream_failed.is_some() {
-                let errors = (life.exit.take(), extra.cancel_failed.take(), extra.stream_failed.take());
-                crate::helpers::run(Box::new(move || drop(errors)));
-            }
+            let contexts = extra.reasons.take().map(|reasons| reasons.contexts);
+            contexts.into_iter().flatten().for_each(Context::retire);
+            failures = (extra.cancel_failed.take(), extra.stream_failed.take());
+            foreign |= failures.0.is_some() || failures.1.is_some();
+        }
+        if foreign {
+            let exit = life.exit.take();
+            crate::helpers::run(Box::new(move || drop((exit, causes, failures))));
         }
     }
 }
@@ -510,6 +520,10 @@ impl Signals for Arc<Cell> {
 impl Life {
     fn others(&mut self) -> &mut Others {
         self.others.get_or_insert_default()
+    }
+
+    fn seen_at(&self) -> Option<Instant> {
+        self.extra.as_ref()?.seen_at
     }
 
     fn extra(&mut self) -> &mut Extra {
