@@ -3,11 +3,15 @@
 
 mod common;
 
-use std::sync::Barrier;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::task::{self, Poll, Wake, Waker};
 use std::thread;
 
-use common::{SOON, children_of_ours, in_own_process, open_descriptors, rounds, threads};
-use pidloop::{Cause, Command, Context, Exit, Signal, Stdio};
+use common::{SOON, children_of_ours, eventually, in_own_process, open_descriptors, rounds, threads};
+use pidloop::{Cause, Child, Command, Context, Exit, Resource, Signal, Stage, Stdio};
 
 /// (exited 0, no cause) or (killed by SIGKILL, cancelled); (exited 0, cancelled) never.
 fn judge(exit: &Exit) -> bool {
@@ -120,4 +124,136 @@ fn waiters_that_time_out_hand_the_child_back() {
         });
         assert!(child.wait().unwrap().success());
     }
+}
+
+/// Starts what fails in the step it is paired with.
+fn failing() -> Vec<(Stage, Command)> {
+    let with = |program: &str, change: &dyn Fn(&mut Command)| {
+        let mut command = Command::new(program);
+        change(command.stdin(Stdio::null()));
+        command
+    };
+    let mut used = Command::new("true");
+    used.stdin(Stdio::reader(std::io::empty())).spawn().unwrap().wait().unwrap();
+    let file = || std::fs::File::open("/dev/null").unwrap();
+    vec![
+        (Stage::Lookup, with("no-such-program-of-ours", &|_| {})),
+        (Stage::Streams, used),
+        (Stage::Descriptors, with("true", &|c| drop(c.fd(1 << 24, file())))),
+        (Stage::ProcessGroup, with("true", &|c| drop(c.process_group(1)))),
+        (Stage::Terminal, with("true", &|c| drop(c.setsid().controlling_terminal(0)))),
+        (Stage::Foreground, with("true", &|c| drop(c.foreground(0)))),
+        (Stage::Cgroup, with("true", &|c| drop(c.cgroup(file())))),
+        (Stage::Chroot, with("/bin/true", &|c| drop(c.chroot("/no/such/root")))),
+        (Stage::Directory, with("true", &|c| drop(c.current_dir("/no/such/directory")))),
+        (Stage::Affinity, with("true", &|c| drop(c.cpu_affinity(&[8000])))),
+        (Stage::ResourceLimit, with("true", &|c| drop(c.rlimit(Resource::OpenFiles, 9, 8)))),
+        (Stage::Capabilities, with("true", &|c| drop(c.drop_capabilities(&[63])))),
+        (Stage::Exec, with("/no/such/program", &|_| {})),
+        (Stage::Exec, with("/etc/passwd", &|_| {})),
+    ]
+}
+
+/// That the child has what it was given and nothing else. What its loader has open goes away by itself.
+fn has_only_its_own(child: &Child) {
+    let dir = format!("/proc/{}/fd", child.id());
+    let entries = || std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap());
+    let target = |entry: &std::fs::DirEntry| std::fs::read_link(entry.path()).unwrap_or_default();
+    let mut strays = Vec::new();
+    eventually("it has three descriptors", || {
+        strays = entries().map(|entry| (entry.file_name(), target(&entry))).collect();
+        strays.sort();
+        let [stdin, stdout, stderr] = &strays[..] else { return false };
+        let is_null = |(_, target): &(std::ffi::OsString, std::path::PathBuf)| target.as_os_str() == "/dev/null";
+        stdin.1.to_string_lossy().starts_with("pipe:") && is_null(stdout) && is_null(stderr)
+    });
+}
+
+/// Started by a spawner thread for every second one.
+fn start(command: &Command, round: usize) -> pidloop::Result<Child> {
+    if round % 2 == 0 {
+        return command.spawn();
+    }
+    struct Unparker(thread::Thread);
+    impl Wake for Unparker {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let mut starting = pin!(command.spawn_async());
+    let waker = Waker::from(Arc::new(Unparker(thread::current())));
+    loop {
+        if let Poll::Ready(result) = starting.as_mut().poll(&mut task::Context::from_waker(&waker)) {
+            return result;
+        }
+        thread::park();
+    }
+}
+
+/// What does not fail is started as well as ever beside what does.
+fn start_by_turns(seed: u64, times: usize) {
+    let failing = failing();
+    let mut cat = Command::new("cat");
+    cat.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut random = seed;
+    for round in 0..times {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        if random % 2 == 0 {
+            let child = start(&cat, round).unwrap();
+            has_only_its_own(&child);
+            assert!(child.wait().unwrap().success());
+            continue;
+        }
+        let (stage, command) = &failing[(random >> 8) as usize % failing.len()];
+        let error = start(command, round / 2).unwrap_err();
+        assert_eq!(error.stage(), Some(*stage), "{error}");
+    }
+}
+
+/// In pages.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn half_of_all_spawns_fail_at_any_step_while_descriptors_come_and_go() {
+    in_own_process("half_of_all_spawns_fail_at_any_step_while_descriptors_come_and_go", || {
+        start_by_turns(1, 50);
+        let before = open_descriptors();
+        let mut pages: isize = 0;
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let meddler = scope.spawn(|| {
+                let file = std::fs::File::open("/dev/null").unwrap();
+                let mut held = std::collections::VecDeque::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    // dup(2): not close-on-exec.
+                    held.push_back(rustix::io::dup(&file).unwrap());
+                    held.truncate(40);
+                    held.pop_front();
+                    if held.len() == 30 {
+                        held.clear();
+                    }
+                    held.extend((0..3).map(|_| rustix::io::dup(&file).unwrap()));
+                }
+            });
+            // The second half finds the memory that the first one took.
+            for _ in 0..2 {
+                thread::scope(|scope| {
+                    for seed in 2..6 {
+                        scope.spawn(move || start_by_turns(seed, rounds(125)));
+                    }
+                });
+                pages = resident() as isize - pages;
+            }
+            is_over.store(true, Ordering::Relaxed);
+            meddler.join().unwrap();
+        });
+        // `pages` is what the second half added.
+        assert!(pages < 256, "{pages} pages more");
+        eventually("nothing is left", || children_of_ours().is_empty() && open_descriptors() == before);
+    });
 }
