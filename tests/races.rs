@@ -128,7 +128,7 @@ fn waiters_that_time_out_hand_the_child_back() {
 
 /// Starts what fails in the step it is paired with.
 fn failing() -> Vec<(Stage, Command)> {
-    let with = |program: &str, change: &dyn Fn(&mut Command)| {
+    let with = |program: &str, change: &dyn for<'a> Fn(&'a mut Command) -> &'a mut Command| {
         let mut command = Command::new(program);
         change(command.stdin(Stdio::null()));
         command
@@ -137,20 +137,20 @@ fn failing() -> Vec<(Stage, Command)> {
     used.stdin(Stdio::reader(std::io::empty())).spawn().unwrap().wait().unwrap();
     let file = || std::fs::File::open("/dev/null").unwrap();
     vec![
-        (Stage::Lookup, with("no-such-program-of-ours", &|_| {})),
+        (Stage::Lookup, with("no-such-program-of-ours", &|c| c)),
         (Stage::Streams, used),
-        (Stage::Descriptors, with("true", &|c| drop(c.fd(1 << 24, file())))),
-        (Stage::ProcessGroup, with("true", &|c| drop(c.process_group(1)))),
-        (Stage::Terminal, with("true", &|c| drop(c.setsid().controlling_terminal(0)))),
-        (Stage::Foreground, with("true", &|c| drop(c.foreground(0)))),
-        (Stage::Cgroup, with("true", &|c| drop(c.cgroup(file())))),
-        (Stage::Chroot, with("/bin/true", &|c| drop(c.chroot("/no/such/root")))),
-        (Stage::Directory, with("true", &|c| drop(c.current_dir("/no/such/directory")))),
-        (Stage::Affinity, with("true", &|c| drop(c.cpu_affinity(&[8000])))),
-        (Stage::ResourceLimit, with("true", &|c| drop(c.rlimit(Resource::OpenFiles, 9, 8)))),
-        (Stage::Capabilities, with("true", &|c| drop(c.drop_capabilities(&[63])))),
-        (Stage::Exec, with("/no/such/program", &|_| {})),
-        (Stage::Exec, with("/etc/passwd", &|_| {})),
+        (Stage::Descriptors, with("true", &|c| c.fd(1 << 24, file()))),
+        (Stage::ProcessGroup, with("true", &|c| c.process_group(1))),
+        (Stage::Terminal, with("true", &|c| c.setsid().controlling_terminal(0))),
+        (Stage::Foreground, with("true", &|c| c.foreground(0))),
+        (Stage::Cgroup, with("true", &|c| c.cgroup(file()))),
+        (Stage::Chroot, with("/bin/true", &|c| c.chroot("/no/such/root"))),
+        (Stage::Directory, with("true", &|c| c.current_dir("/no/such/directory"))),
+        (Stage::Affinity, with("true", &|c| c.cpu_affinity(&[8000]))),
+        (Stage::ResourceLimit, with("true", &|c| c.rlimit(Resource::OpenFiles, 9, 8))),
+        (Stage::Capabilities, with("true", &|c| c.drop_capabilities(&[63]))),
+        (Stage::Exec, with("/no/such/program", &|c| c)),
+        (Stage::Exec, with("/etc/passwd", &|c| c)),
     ]
 }
 
