@@ -212,6 +212,14 @@ fn start_by_turns(seed: u64, times: usize) {
     }
 }
 
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// In pages.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -240,6 +248,8 @@ fn half_of_all_spawns_fail_at_any_step_while_descriptors_come_and_go() {
                     held.extend((0..3).map(|_| rustix::io::dup(&file).unwrap()));
                 }
             });
+            // Also where a thread panics.
+            let over = OnDrop(|| is_over.store(true, Ordering::Relaxed));
             // The second half finds the memory that the first one took.
             for _ in 0..2 {
                 thread::scope(|scope| {
@@ -249,7 +259,7 @@ fn half_of_all_spawns_fail_at_any_step_while_descriptors_come_and_go() {
                 });
                 pages = resident() as isize - pages;
             }
-            is_over.store(true, Ordering::Relaxed);
+            drop(over);
             meddler.join().unwrap();
         });
         // `pages` is what the second half added.
