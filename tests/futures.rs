@@ -215,8 +215,6 @@ fn a_spawn_that_waits_for_its_turn_leaves_by_its_context_its_deadline_its_drop_a
 #[test]
 fn one_spawn_that_hangs_costs_the_others_nothing() {
     in_own_process("one_spawn_that_hangs_costs_the_others_nothing", || {
-        // The first one of a process finds out how children are made here: it copies what those do not that hang below.
-        Command::new("true").status().unwrap();
         let scratch = Scratch::new("stuck");
         let program = scratch.0.join("leased");
         std::fs::copy("/bin/true", &program).unwrap();
