@@ -170,9 +170,6 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     let shape = shape(plan.options);
     let mut busy = BusyClock::new(plan.retry_busy);
     let mut ways = Ways::known();
-    if !birth::memory_is_known() {
-        learn_memory(ways);
-    }
     // Each turn has one way less than the one before, or uses up some of the time that a busy file has.
     loop {
         let status = birth::needs_status_pipe(shape).then(status_pipe).transpose()?;
@@ -189,28 +186,6 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
             // Whoever has a reason to stop meanwhile waits for no file.
             None if !plan.publish.is_unwanted() && busy.may_try_again(failure) => {}
             None => return Err(blame(plan, &script, failure)),
-        }
-    }
-}
-
-/// Where no child can be had for that the next spawn asks, and this one will say why.
-fn learn_memory(mut ways: Ways) {
-    loop {
-        let manner = Manner {
-            shape: Shape::Vfork,
-            table: if ways.shared_table { Table::Shared { end: 3, is_clean: true } } else { Table::Copied },
-            clone3: ways.clone3,
-            clear_handlers: ways.clear_handlers,
-            flags: 0,
-            cgroup: None,
-        };
-        let failure = match birth::learn_memory(manner) {
-            Ok(pidfd) => return bury(pidfd, &Published::new()),
-            Err(error) => Failure { step: Step::Clone, errno: error.raw_os_error().unwrap_or(libc::ENOMEM) },
-        };
-        match ways.without_the_refused(failure, Sweep::Nothing) {
-            Some(fewer) => ways = fewer,
-            None => return,
         }
     }
 }

@@ -67,9 +67,8 @@ pub(crate) struct Manner {
 }
 
 /// What the child closes before the program runs, of what it was not given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sweep {
-    #[default]
     Nothing,
     /// All of them, by one call.
     Range,
@@ -187,7 +186,7 @@ impl Move {
 }
 
 /// Everything the child has to do. Plain data, ready before the clone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Script {
     pub(crate) sweep: Sweep,
     /// In any order: what one would overwrite that another still needs is lifted first.
@@ -365,13 +364,14 @@ pub(crate) enum Outcome {
 }
 
 /// A pipe that a child holds until its exec and reports into, for where its memory is a copy of ours: emulators make a fork of a vfork.
+/// The first spawn has one and learns whether that is so.
 #[derive(Debug)]
 pub(crate) struct StatusPipe {
     pub(crate) ours: OwnedFd,
     pub(crate) theirs: OwnedFd,
 }
 
-/// Whether a child shares our memory until its exec. Relaxed: whoever does not know yet asks once more.
+/// Whether a child shares our memory until its exec. Relaxed: whoever does not know yet makes a pipe.
 static MEMORY: AtomicU32 = AtomicU32::new(MEMORY_UNKNOWN);
 const MEMORY_UNKNOWN: u32 = 0;
 const MEMORY_SHARED: u32 = 1;
@@ -382,35 +382,24 @@ pub(crate) fn memory_is_shared() -> bool {
     MEMORY.load(Ordering::Relaxed) != MEMORY_COPIED
 }
 
-pub(crate) fn memory_is_known() -> bool {
-    MEMORY.load(Ordering::Relaxed) != MEMORY_UNKNOWN
-}
-
-/// Learns whether a child shares our memory, from one that does nothing but fail; it is to be reaped. No spawn finds it out by the
-/// way: it would need the pipe in case, and so a copy of the table up to there.
-pub(crate) fn learn_memory(manner: Manner) -> io::Result<OwnedFd> {
-    // With no program to be executed. Nothing but SIGKILL comes before it says so.
-    let script = Script { mask: !0, ..Script::default() };
-    let (memory, pidfd) = match clone(&script, manner, &Published::new(), None)? {
-        Outcome::Failed { pidfd, .. } => (MEMORY_SHARED, pidfd),
-        Outcome::Born { pidfd, .. } => (MEMORY_COPIED, pidfd),
-    };
-    MEMORY.store(memory, Ordering::Relaxed);
-    Ok(pidfd)
-}
-
-/// Where a vfork copies nobody is suspended by a fork either.
 pub(crate) fn needs_status_pipe(shape: Shape) -> bool {
-    matches!(shape, Shape::Vfork | Shape::Fork) && !memory_is_shared()
+    match (shape, MEMORY.load(Ordering::Relaxed)) {
+        (Shape::Vfork, memory) => memory != MEMORY_SHARED,
+        // Where a vfork copies nobody is suspended either.
+        (Shape::Fork, memory) => memory == MEMORY_COPIED,
+        (Shape::Gated | Shape::Thread, _) => false,
+    }
 }
 
 impl StatusPipe {
-    /// There is a child, which does not share our memory: its creator publishes its id in its place, and reads what it has written.
+    /// There is a child: learns whether it shares our memory, and reads what it has written if not.
     fn settle(self, shape: Shape, pid: u32, published: &Published, report: &Report) {
-        if shape == Shape::Vfork {
-            published.claim(pid);
+        if shape == Shape::Vfork && published.claim(pid) {
+            MEMORY.store(MEMORY_SHARED, Ordering::Relaxed);
+        } else {
+            MEMORY.store(MEMORY_COPIED, Ordering::Relaxed);
+            self.read(report);
         }
-        self.read(report);
     }
 
     /// Waits until the child has exec'd or exited, and takes over what it has written. read(2).
