@@ -600,10 +600,25 @@ fn table_end(plan: &Plan<'_>, script: &Script) -> Option<u32> {
     if plan.options.inherit_fds {
         return None;
     }
-    let from = script.moves.iter().filter(|this| !this.fetch).map(|this| this.from);
-    let program = descriptor_of(plan.program);
-    let highest = from.chain(script.kept.iter().copied()).chain(program).max().unwrap_or(0);
+    let highest = needed(plan, &script.moves).max().unwrap_or(0);
     Some(highest.max(2) as u32 + 1)
+}
+
+/// The numbers of ours that the child needs.
+fn needed(plan: &Plan<'_>, moves: &[Move]) -> impl Iterator<Item = RawFd> {
+    let from = moves.iter().filter(|this| !this.fetch).map(|this| this.from);
+    from.chain(plan.options.inherit.iter().copied()).chain(descriptor_of(plan.program))
+}
+
+/// The pipe for its report may lie above anything that is open: a child that hangs before its exec would hold all that is below.
+fn strangers(plan: &Plan<'_>, moves: &[Move]) -> Vec<(RawFd, RawFd)> {
+    if plan.options.inherit_fds {
+        return Vec::new();
+    }
+    let mut needed: Vec<RawFd> = needed(plan, moves).filter(|fd| *fd > 2).collect();
+    needed.sort_unstable();
+    let before = std::iter::once(2).chain(needed.iter().copied());
+    before.zip(&needed).map(|(before, fd)| (before + 1, fd - 1)).filter(|(first, last)| first <= last).collect()
 }
 
 /// Whether nothing but 0, 1, 2 and our own null device sits below: no stranger can.
@@ -630,6 +645,7 @@ fn write_script(
     let options = plan.options;
     let moves = Moves::new(plan, null, status, ways, shape);
     Ok(Script {
+        strangers: if status.is_some() { strangers(plan, &moves.list) } else { Vec::new() },
         sweep: sweep(options, ways),
         acts: acts(options, &moves, shape)?,
         id_maps: if shape == Shape::Gated { id_maps(options) } else { IdMaps::default() },

@@ -195,6 +195,8 @@ pub(crate) struct Script {
     pub(crate) parent: Option<(u32, u32)>,
     /// The one of the moves by which the child reports in writing, too.
     pub(crate) report: Option<usize>,
+    /// Closed at once: first and last of each range.
+    pub(crate) strangers: Vec<(RawFd, RawFd)>,
     /// stderr is what stdout has become.
     pub(crate) stderr_is_stdout: bool,
     /// Stay open under their own numbers.
@@ -775,6 +777,7 @@ fn prepare(order: &Order<'_>) -> Result<(), Mishap> {
     let Order { script, manner, .. } = order;
     // Before anything else that touches a descriptor: until then the table is the parent's.
     let is_clean = own_table(manner.table).map_err(|errno| (AT_TABLE, errno, 0))?;
+    close_strangers(script);
     // Before anything is unblocked: a handler of the host would run here, in its memory.
     if manner.shape != Shape::Thread {
         set_dispositions(script, *manner).map_err(|errno| (AT_SIGNALS, errno, 0))?;
@@ -806,6 +809,13 @@ fn own_table(table: Table) -> Result<bool, i32> {
         Ok(_) => Ok(is_clean),
         // All of it is copied, then.
         Err(_) => sys(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0]).map(|_| false),
+    }
+}
+
+/// Refused, they stay open until the exec, as they do where nobody asks for this.
+fn close_strangers(script: &Script) {
+    for (first, last) in &script.strangers {
+        let _ = sys(libc::SYS_close_range, [*first as usize, *last as usize, 0, 0, 0]);
     }
 }
 
