@@ -263,7 +263,8 @@ fn settle(cell: &Arc<Cell>, mut wires: Wires, manner: Manner, born: Result<Born>
         }
         Err(error) => return Err(cell.unborn().map_or(error, Error::stopped)),
     }
-    if let (Some(watch), Some(pidfd)) = (stops, cell.lend()) {
+    // Lent to those alone who ask for it: each lent pidfd takes memory of its own.
+    if let Some((watch, pidfd)) = stops.and_then(|watch| Some((watch, cell.lend()?))) {
         watch.begin(pidfd);
     }
     for (which, standby) in standbys.into_iter().enumerate() {
