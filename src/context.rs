@@ -83,7 +83,7 @@ struct Node {
     /// Its place in its parent's list. Set while it is made and read when nobody has it any more: an atomic for the sharing in between.
     place: AtomicUsize,
     /// Its own, and why it is cancelled then; later by the time that it was paused.
-    deadline: Option<(Instant, Cause)>,
+    deadline: Option<Box<(Instant, Cause)>>,
     /// The flag: set once.
     fired: OnceLock<Cause>,
     links: Mutex<Links>,
@@ -92,7 +92,7 @@ struct Node {
     handed_out: AtomicBool,
     /// It has, or had, a limit or a weight.
     is_tenant: AtomicBool,
-    source: Option<Source>,
+    source: Option<Box<Source>>,
     /// The token that it was made from, or that is cancelled with it.
     #[cfg(feature = "tokio")]
     bond: OnceLock<Box<dyn std::any::Any + Send + Sync>>,
@@ -102,9 +102,16 @@ struct Node {
 struct Links {
     /// Set under the lock: who links himself afterwards is cancelled by himself.
     closed: bool,
-    pauses: Pauses,
+    /// Most have none.
+    pauses: Option<Box<Pauses>>,
     children: Slab<Weak<Node>>,
     listeners: Slab<Listener>,
+}
+
+impl Links {
+    fn pauses(&mut self) -> &mut Pauses {
+        self.pauses.get_or_insert_default()
+    }
 }
 
 /// How often and how long it was paused, by itself and by those above.
@@ -145,16 +152,41 @@ enum Source {
 /// Who wants to be told of a context's end, and that one in its line may now end by what only the kernel sees.
 pub(crate) struct Listener {
     pub(crate) tell: Tell,
-    pub(crate) handed_out: HandedOut,
-    /// Told when it is paused or resumed.
-    pub(crate) paused: Option<PauseTold>,
+    pub(crate) watcher: Watcher,
 }
 
-/// Called, with no lock held, when a context or one above it was paused or resumed.
-pub(crate) type PauseTold = Arc<dyn Fn() + Send + Sync>;
+/// Who watches a context; called with no lock held.
+#[derive(Clone)]
+pub(crate) enum Watcher {
+    /// A loop, and what the context is called there.
+    Loop(Weak<dyn Watching>, u64),
+    /// Called with the context whose [`cancel_fd`](Context::cancel_fd) was asked for.
+    Call(Arc<dyn Fn(&Context) + Send + Sync>),
+}
 
-/// Called, with no lock held, with the context whose [`cancel_fd`](Context::cancel_fd) was asked for.
-pub(crate) type HandedOut = Arc<dyn Fn(&Context) + Send + Sync>;
+/// A loop, as its contexts see it.
+pub(crate) trait Watching: Send + Sync {
+    /// The descriptor of the context of this name, or of one above it, was asked for.
+    fn handed_out(&self, name: u64);
+
+    /// It, or one above it, was paused or resumed.
+    fn paused(&self, name: u64);
+}
+
+impl Watcher {
+    fn tell_handed_out(&self, context: &Context) {
+        match self {
+            Watcher::Loop(this, name) => this.upgrade().into_iter().for_each(|this| this.handed_out(*name)),
+            Watcher::Call(call) => call(context),
+        }
+    }
+
+    fn tell_paused(&self) {
+        if let Watcher::Loop(this, name) = self {
+            this.upgrade().into_iter().for_each(|this| this.paused(*name));
+        }
+    }
+}
 
 /// What is done at the end.
 pub(crate) enum Tell {
@@ -283,13 +315,13 @@ impl Context {
             generation: generation(),
             parent: parent.cloned(),
             place: AtomicUsize::new(usize::MAX),
-            deadline,
+            deadline: deadline.map(Box::new),
             fired: OnceLock::new(),
             links: Mutex::default(),
             event: OnceLock::new(),
             handed_out: AtomicBool::new(false),
             is_tenant: AtomicBool::new(false),
-            source,
+            source: source.map(Box::new),
             #[cfg(feature = "tokio")]
             bond: OnceLock::new(),
         }));
@@ -308,9 +340,8 @@ impl Context {
         if !links.closed {
             let place = links.children.insert(Arc::downgrade(&child.0));
             // Under the parent's lock: who pauses it now finds the child in the list, or has been seen.
-            if links.pauses.depth > 0 {
-                let since = Some(Instant::now());
-                child.0.links().pauses = Pauses { depth: links.pauses.depth, since, ..Pauses::default() };
+            if let Some(depth) = links.pauses.as_ref().map(|pauses| pauses.depth).filter(|depth| *depth > 0) {
+                *child.0.links().pauses() = Pauses { depth, since: Some(Instant::now()), ..Pauses::default() };
             }
             child.0.place.store(place, Ordering::Relaxed);
             return;
@@ -383,11 +414,11 @@ impl Context {
 
     /// Whether it, or a context above, is paused.
     pub fn is_paused(&self) -> bool {
-        self.0.is_ours() && self.0.links().pauses.depth > 0
+        self.0.is_ours() && self.0.links().pauses.as_ref().is_some_and(|pauses| pauses.depth > 0)
     }
 
     fn set_paused(&self, paused: bool) {
-        if !self.0.is_ours() || std::mem::replace(&mut self.0.links().pauses.by_itself, paused) == paused {
+        if !self.0.is_ours() || std::mem::replace(&mut self.0.links().pauses().by_itself, paused) == paused {
             return;
         }
         let now = Instant::now();
@@ -395,11 +426,11 @@ impl Context {
         let mut pending = vec![self.0.clone()];
         while let Some(node) = pending.pop() {
             let mut links = node.links();
-            links.pauses.change(paused, now);
+            links.pauses().change(paused, now);
             pending.extend(links.children.iter().filter_map(|(_, child)| child.upgrade()));
-            told.extend(links.listeners.iter().filter_map(|(_, listener)| listener.paused.clone()));
+            told.extend(links.listeners.iter().map(|(_, listener)| listener.watcher.clone()));
         }
-        told.iter().for_each(|told| told());
+        told.iter().for_each(Watcher::tell_paused);
     }
 
     /// A guard that cancels it when it is dropped; Go's `defer cancel()`.
@@ -487,9 +518,9 @@ impl Context {
             }
             let links = node.links();
             pending.extend(links.children.iter().filter_map(|(_, child)| child.upgrade()));
-            told.extend(links.listeners.iter().map(|(_, listener)| listener.handed_out.clone()));
+            told.extend(links.listeners.iter().map(|(_, listener)| listener.watcher.clone()));
         }
-        told.iter().for_each(|handed_out| handed_out(self));
+        told.iter().for_each(|watcher| watcher.tell_handed_out(self));
     }
 
     // ── for the loop ──
@@ -556,7 +587,7 @@ impl Context {
 
     /// What else is to be watched for it.
     pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.0.source.as_ref().map(|source| match source {
+        self.0.source.as_deref().map(|source| match source {
             Source::Fd(fd, _) => fd.as_fd(),
             Source::Signals(watch) => watch.as_fd(),
         })
@@ -584,6 +615,10 @@ impl Context {
         let mut links = self.0.links();
         if links.closed {
             return Err(listener);
+        }
+        if links.listeners.is_empty() {
+            // Most have one at a time.
+            links.listeners.reserve_exact(1);
         }
         Ok(ListenKey(links.listeners.insert(listener)))
     }
@@ -657,7 +692,7 @@ impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Context");
         debug.field("id", &self.0.id).field("cause", &self.0.fired.get());
-        debug.field("deadline", &self.0.deadline.as_ref().map(|(at, _)| at)).finish()
+        debug.field("deadline", &self.0.deadline.as_ref().map(|deadline| deadline.0)).finish()
     }
 }
 
@@ -671,7 +706,7 @@ pub(crate) fn retire_cause(cause: Cause) {
 impl Node {
     /// Whether a value of the caller's goes with it.
     fn holds_foreign(&self) -> bool {
-        let at_deadline = self.deadline.as_ref().map(|(_, cause)| cause);
+        let at_deadline = self.deadline.as_ref().map(|deadline| &deadline.1);
         self.fired.get().into_iter().chain(at_deadline).any(Cause::is_foreign)
     }
 
@@ -684,13 +719,16 @@ impl Node {
     }
 
     fn own_deadline(&self) -> Option<Instant> {
-        let (at, _) = self.deadline.as_ref()?;
+        let at = self.deadline.as_ref()?.0;
         at.checked_add(self.paused_for(Instant::now()))
     }
 
     /// In a forked copy, where the lock may be held for ever: not at all.
     fn paused_for(&self, now: Instant) -> Duration {
-        if self.is_ours() { self.links().pauses.until(now) } else { Duration::ZERO }
+        if !self.is_ours() {
+            return Duration::ZERO;
+        }
+        self.links().pauses.as_ref().map_or(Duration::ZERO, |pauses| pauses.until(now))
     }
 
     fn write_event(&self) {
@@ -705,14 +743,14 @@ impl Node {
         if let Some(cause) = self.fired.get() {
             return Some(cause.clone());
         }
-        if let Some((at, cause)) = &self.deadline {
+        if let Some((at, cause)) = self.deadline.as_deref() {
             let now = *now.get_or_insert_with(Instant::now);
             // Most have not come near it, paused or not.
             if *at <= now && *at + self.paused_for(now) <= now {
                 return Some(cause.clone());
             }
         }
-        match &self.source {
+        match self.source.as_deref() {
             Some(Source::Fd(fd, when)) if has_happened(fd.as_fd(), when.flags()) => {
                 return Some(if *when == When::Readable { Cause::Readable } else { Cause::PeerClosed });
             }

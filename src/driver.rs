@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::admission::{self, Key, Load, Setting};
 use crate::command::Command;
-use crate::context::{Context, HandedOut, ListenKey, Listener, Tell};
+use crate::context::{Context, ListenKey, Listener, Tell, Watcher};
 use crate::error::{Error, Result, Stage};
 use crate::events::Events;
 use crate::reactor::admit::Room;
@@ -448,7 +448,7 @@ impl Watch {
 
 /// What a listener keeps: the watches of those contexts in its line that may end without anybody's call. One that only a call ends costs
 /// nothing.
-fn vigil() -> HandedOut {
+fn vigil() -> Arc<dyn Fn(&Context) + Send + Sync> {
     let watches = Mutex::new(Vec::new());
     Arc::new(move |context| {
         if let Some(watch) = Watch::new(context) {
@@ -460,7 +460,7 @@ fn vigil() -> HandedOut {
 /// Listens first and reads then what there is to watch: a descriptor that is handed out meanwhile is seen by one of the two.
 pub(crate) fn listen(context: &Context, tell: Tell) -> std::result::Result<ListenKey, Listener> {
     let vigil = vigil();
-    let key = context.listen(Listener { tell, handed_out: vigil.clone(), paused: None })?;
+    let key = context.listen(Listener { tell, watcher: Watcher::Call(vigil.clone()) })?;
     if let Some(context) = context.may_end_by_itself() {
         vigil(&context);
     }

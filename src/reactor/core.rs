@@ -23,7 +23,7 @@ use super::cell::Cell;
 use super::port::Ports;
 use crate::admission::{self, Key, Setting};
 use crate::cause::Cause;
-use crate::context::{Context, ListenKey, Listener, Tell, retire_cause};
+use crate::context::{Context, ListenKey, Listener, Tell, Watcher, Watching, retire_cause};
 use crate::error::{Error, ErrorKind, Result, Stage};
 use crate::events::{Event, EventKind, Events, Outlets};
 use crate::scope::TreeUsage;
@@ -147,6 +147,16 @@ struct ContextSlot {
     by_eventfd: bool,
     /// It has ended and the loop goes through its children. Once: who enters from now on reads its flag.
     stopping: bool,
+}
+
+impl Watching for Core {
+    fn handed_out(&self, name: u64) {
+        Token::unpack(name).into_iter().for_each(|token| self.watch_above(token));
+    }
+
+    fn paused(&self, name: u64) {
+        Token::unpack(name).into_iter().for_each(|token| self.pause_changed(token));
+    }
 }
 
 impl Core {
@@ -693,7 +703,7 @@ impl Core {
         });
     }
 
-    /// A context above this one has a descriptor now: it is registered, too.
+    /// A context above this one, or it, has a descriptor now: it is registered, too.
     fn watch_above(&self, token: Token) {
         let watched = self.with(|tables| {
             let Some(context) = tables.context_slot(token).map(|entry| entry.context.clone()) else {
@@ -970,20 +980,8 @@ impl Tables {
         self.by_id.insert(context.id(), slot as usize);
         // Listens first; what has been handed out, here or above, is read afterwards: a cancel_fd that is asked for meanwhile is seen by
         // one of the two.
-        let this = core.this.clone();
-        let handed_out = move |_: &Context| {
-            if let Some(core) = this.upgrade() {
-                core.watch_above(token);
-            }
-        };
-        let this = core.this.clone();
-        let paused = move || {
-            if let Some(core) = this.upgrade() {
-                core.pause_changed(token);
-            }
-        };
-        let listener =
-            Listener { tell: Tell::Nothing, handed_out: Arc::new(handed_out), paused: Some(Arc::new(paused)) };
+        let watcher = Watcher::Loop(core.this.clone(), token.pack());
+        let listener = Listener { tell: Tell::Nothing, watcher };
         let listening = context.listen_unseen(listener).ok();
         let is_handed_out = context.is_handed_out();
         entry.insert(ContextSlot {
