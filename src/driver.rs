@@ -164,21 +164,29 @@ impl Drop for Reactor {
 
 /// As [`Driver::shutdown`], for the default driver. Ok to call when nothing was ever spawned.
 pub fn shutdown(grace: Duration, kill_after: Duration) -> Vec<Survivor> {
-    match Seat::default() {
+    // Where no thread can be had there may be children all the same, whose callers wait for them: they end without one.
+    match Seat::default().or_else(|_| Seat::at_rest()) {
         Ok(seat) => seat.shutdown(grace, kill_after),
         // What cannot even start has no children.
         Err(_) => Vec::new(),
     }
 }
 
-/// As [`shutdown`], without blocking; for any runtime.
+/// As [`shutdown`], without blocking; for any runtime. Where the driver can have no thread nobody tells the time: then no more is spawned, and
+/// all who live are survivors.
 ///
 /// # Cancel safety
 ///
 /// As [`Driver::shutdown_async`].
 pub async fn shutdown_async(grace: Duration, kill_after: Duration) -> Vec<Survivor> {
-    match Seat::default() {
-        Ok(seat) => shut_down_async(seat.core.clone(), [grace, kill_after]).await,
+    if let Ok(seat) = Seat::default() {
+        return shut_down_async(seat.core.clone(), [grace, kill_after]).await;
+    }
+    match Seat::at_rest() {
+        Ok(seat) => {
+            seat.core.close();
+            ShuttingDown::new(&seat.core).survivors()
+        }
         Err(_) => Vec::new(),
     }
 }

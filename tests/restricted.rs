@@ -19,7 +19,12 @@ mod start_wait;
 #[path = "status_signals.rs"]
 mod status_signals;
 
-use std::os::unix::process::CommandExt;
+use std::future::Future;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::pin::pin;
+use std::sync::mpsc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use pidloop::{Command, Context, ErrorKind, Reactor, Signal, Stage, Stdio};
 
@@ -322,6 +327,52 @@ fn e142_what_is_missing_is_named() {
                 }
                 assert_eq!(common::children_of_ours(), []);
             });
+        }
+    }
+}
+
+/// A child whose caller waits for it itself needs no loop; a shutdown that can have no thread for one ends it all the same, or says who is
+/// left.
+#[test]
+fn a_shutdown_without_a_thread_reaches_those_who_wait_themselves() {
+    const NAME: &str = "a_shutdown_without_a_thread_reaches_those_who_wait_themselves";
+    let thread = libc::CLONE_THREAD as u32;
+    let rules = [refuse(libc::SYS_clone3, libc::ENOSYS), refuse_if(libc::SYS_clone, (0, thread, thread), libc::EAGAIN)];
+    for case in 0..2 {
+        let (go, gone) = mpsc::channel();
+        // Before there is a filter.
+        let waiter = std::thread::spawn(move || gone.recv().map(|()| Command::new("sleep").arg("60").status()));
+        restricted(NAME, case, &rules, || {
+            go.send(()).unwrap();
+            common::eventually("it runs", || common::children_of_ours().len() == 1);
+            let pid = common::children_of_ours()[0];
+            common::eventually("it is past the exec", || {
+                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+            });
+            let error = Command::new("true").spawn().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoProcessSlots, "{error}");
+            if case == 0 {
+                assert!(pidloop::shutdown(Duration::ZERO, Duration::from_secs(20)).is_empty());
+            } else {
+                common::eventually("its caller knows its number, and nobody stops it", || {
+                    let mut ending = pin!(pidloop::shutdown_async(Duration::ZERO, Duration::from_secs(20)));
+                    match ending.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
+                        Poll::Ready(left) => left.iter().map(pidloop::Survivor::pid).eq([pid]),
+                        Poll::Pending => panic!("nobody would wake it"),
+                    }
+                });
+                // SAFETY: kill(2): integers.
+                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+            }
+            let refused = Command::new("true").status().unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ShutDown, "{refused}");
+        });
+        drop(go);
+        match waiter.join().unwrap() {
+            Ok(Err(error)) => assert_eq!((case, error.kind()), (0, ErrorKind::Stopped), "{error}"),
+            Ok(Ok(status)) => assert_eq!((case, status.signal()), (1, Some(libc::SIGKILL))),
+            // It is not this case's process.
+            Err(_) => {}
         }
     }
 }
