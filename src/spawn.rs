@@ -170,17 +170,21 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
     let shape = shape(plan.options);
     let mut busy = BusyClock::new(plan.retry_busy);
     let mut ways = Ways::known();
+    let mut lacked = false;
     // Each turn has one way less than the one before, or uses up some of the time that a busy file has.
     loop {
         let status = birth::needs_status_pipe(shape).then(status_pipe).transpose()?;
         let script = write_script(plan, null, status.as_ref(), ways.in_shape(shape), shape)?;
         let failure = match attempt(plan, null, &script, status, ways.in_shape(shape), shape) {
             Ok(born) => {
-                ways.remember();
+                if !lacked {
+                    ways.remember();
+                }
                 return Ok(born);
             }
             Err(failure) => failure,
         };
+        lacked |= is_lack(failure.errno);
         match ways.without_the_refused(failure, script.sweep) {
             Some(fewer) => ways = fewer,
             // Whoever has a reason to stop meanwhile waits for no file.
@@ -188,6 +192,11 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<Born> {
             None => return Err(blame(plan, &script, failure)),
         }
     }
+}
+
+/// Of what there may be more of the next time: it says nothing of what this kernel allows.
+fn is_lack(errno: i32) -> bool {
+    matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)
 }
 
 fn null_of(plan: &Plan<'_>) -> Result<Option<RawFd>> {

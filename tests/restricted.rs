@@ -331,6 +331,33 @@ fn e142_what_is_missing_is_named() {
     }
 }
 
+/// That a number or a file was lacking once says nothing of the next spawn.
+#[test]
+fn a_lack_of_descriptors_while_one_is_fetched_is_forgotten() {
+    const NAME: &str = "a_lack_of_descriptors_while_one_is_fetched_is_forgotten";
+    common::in_own_process(NAME, || {
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        let far = rustix::io::fcntl_dupfd_cloexec(&null, 500).unwrap();
+        let mut command = Command::new("true");
+        command.stdin(far);
+        let run_under = |filter: Vec<libc::sock_filter>| {
+            let run = || install(&filter).is_ok().then(|| command.status().unwrap());
+            std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+        };
+        let lack = libc::ENFILE;
+        let mut deadly = filter(&[refuse(libc::SYS_pidfd_open, lack)]);
+        let Some(status) = run_under(deadly.clone()) else { return common::skip(NAME, "no seccomp here") };
+        assert!(status.success(), "{status}");
+        for step in &mut deadly {
+            if step.k == libc::SECCOMP_RET_ERRNO | lack as u32 {
+                step.k = libc::SECCOMP_RET_KILL_PROCESS;
+            }
+        }
+        // It is tried again, to tell by what the child dies of.
+        assert_eq!(run_under(deadly).unwrap().signal(), Some(libc::SIGSYS));
+    });
+}
+
 /// A child whose caller waits for it itself needs no loop; a shutdown that can have no thread for one ends it all the same, or says who is
 /// left.
 #[test]
