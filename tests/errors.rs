@@ -269,6 +269,17 @@ fn of_the_limits(made: &mut Made) {
     set(limit.current);
 }
 
+/// Where as many children live as may.
+fn of_the_queues(made: &mut Made) {
+    let mut reactor = Reactor::new().unwrap();
+    reactor.set_max_running(0);
+    made.add("no room", reactor.spawn(program().secret_arg(SECRET)).unwrap_err());
+    let driver = Driver::new().unwrap();
+    driver.set_max_running(0);
+    driver.set_max_queued(0);
+    made.add("queue full", driver.spawn(program().secret_arg(SECRET)).unwrap_err());
+}
+
 /// Where a sandbox refuses memory and the kernel's help.
 fn of_the_sandbox(made: &mut Made) {
     // SAFETY: this process is the test's own, and SIG_IGN is no handler.
@@ -362,6 +373,7 @@ fn every_error_is_made_and_read() {
         of_the_loop(&mut made);
         of_the_unprivileged(&mut made);
         of_the_limits(&mut made);
+        of_the_queues(&mut made);
         of_the_sandbox(&mut made);
         made.0.iter().for_each(read);
         // That takes a thread that panics twice: the driver's own tests do it.
