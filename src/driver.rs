@@ -101,7 +101,9 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::QueueFull`](crate::ErrorKind::QueueFull), [`ErrorKind::Forked`](crate::ErrorKind::Forked).
+    /// [`ErrorKind::QueueFull`](crate::ErrorKind::QueueFull); [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown) as soon as the driver takes no
+    /// more; [`ErrorKind::Forked`](crate::ErrorKind::Forked). A cancelled context does not end it: select it with
+    /// [`Context::cancelled`](crate::Context::cancelled).
     ///
     /// # Cancel safety
     ///

@@ -570,6 +570,28 @@ fn who_waits_for_room_is_woken_when_there_is_some() {
     assert_eq!(block_on(driver.room_async(&sleeper())).unwrap_err().kind(), ErrorKind::QueueFull);
 }
 
+#[test]
+fn who_waits_for_room_is_told_when_there_will_be_none() {
+    let begin_waiting = |driver: &Driver| {
+        let mut room = Box::pin(driver.room_async(&sleeper()));
+        assert!(room.as_mut().poll(&mut task::Context::from_waker(Waker::noop())).is_pending());
+        room
+    };
+    let shut = driver(0);
+    let room = begin_waiting(&shut);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| block_on(room));
+        shut.shutdown(Duration::ZERO, Duration::ZERO);
+        assert_eq!(waiter.join().unwrap().unwrap_err().kind(), ErrorKind::ShutDown);
+    });
+    // Who comes later does not wait at all.
+    assert_eq!(block_on(shut.room_async(&sleeper())).unwrap_err().kind(), ErrorKind::ShutDown);
+    let dropped = driver(0);
+    let room = begin_waiting(&dropped);
+    drop(dropped);
+    assert_eq!(block_on(room).unwrap_err().kind(), ErrorKind::ShutDown);
+}
+
 /// Whatever happens to whoever, in the end nobody waits, nobody runs, and every slot is back.
 #[test]
 fn no_slot_is_lost_whatever_happens() {

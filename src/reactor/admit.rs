@@ -152,7 +152,7 @@ pub(crate) struct Room {
     waiting: Option<(Number, Arc<Bell>)>,
 }
 
-/// Rung when its turn comes.
+/// Rung when its turn comes, or never will.
 #[derive(Default)]
 struct Bell(Mutex<(bool, Option<Waker>)>);
 
@@ -164,16 +164,27 @@ impl Room {
     }
 
     fn begin(&mut self) -> Result<Arc<Bell>> {
+        self.core.check_open()?;
         let (number, bell) = (Number::next(), Arc::new(Bell::default()));
         match line(&self.core, &self.command) {
             None => bell.ring(),
-            Some(line) => {
-                let application = Application { number, line, priority: self.command.priority };
-                admission::apply(application, Box::new(Visitor(bell.clone())))?;
-            }
+            Some(line) => self.wait(Application { number, line, priority: self.command.priority }, &bell)?,
         }
         self.waiting = Some((number, bell.clone()));
         Ok(bell)
+    }
+
+    fn wait(&self, application: Application, bell: &Arc<Bell>) -> Result<()> {
+        let number = application.number;
+        self.core.visits(number);
+        let applied = admission::apply(application, Box::new(Visitor(bell.clone())));
+        if applied.is_err() {
+            self.core.visits_no_more(number);
+        } else if self.core.check_open().is_err() {
+            // Closed in between: whoever closed it did not find it.
+            number.leave().into_iter().for_each(|visitor| visitor.left());
+        }
+        applied
     }
 }
 
@@ -190,7 +201,8 @@ impl Future for Room {
         let waker = cx.waker().clone();
         let mut state = bell.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.0 {
-            return Poll::Ready(Ok(()));
+            drop(state);
+            return Poll::Ready(self.core.check_open().map_err(|error| error.of(&*self.command.label())));
         }
         let former = state.1.replace(waker);
         drop(state);
@@ -202,6 +214,7 @@ impl Future for Room {
 impl Drop for Room {
     fn drop(&mut self) {
         if let (Some((number, _)), true) = (&self.waiting, self.core.is_ours()) {
+            self.core.visits_no_more(*number);
             drop(number.leave());
         }
     }
@@ -224,5 +237,8 @@ impl Applicant for Visitor {
         self.0.ring();
     }
 
-    fn left(self: Box<Self>) {}
+    fn left(self: Box<Self>) {
+        // The loop takes no more: whoever is woken finds that.
+        self.0.ring();
+    }
 }

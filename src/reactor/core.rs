@@ -21,7 +21,7 @@ use slab::Slab;
 
 use super::cell::Cell;
 use super::port::Ports;
-use crate::admission::{self, Key, Setting};
+use crate::admission::{self, Key, Number, Setting};
 use crate::cause::Cause;
 use crate::context::{Context, ListenKey, Listener, Tell, Watcher, Watching, retire_cause};
 use crate::error::{Error, ErrorKind, Result, Stage};
@@ -106,6 +106,8 @@ pub(crate) struct Tables {
     sleepers: u32,
     /// Futures that wait until no child is left, each by its key; woken by the loop.
     awaiting: Vec<(u64, Waker)>,
+    /// Futures that wait for room, by their numbers in the queue.
+    visitors: HashSet<Number>,
     next_key: u64,
     /// The tables of loops that were taken over from owners who are gone.
     taken_over: Vec<Arc<Core>>,
@@ -184,6 +186,7 @@ impl Core {
                 ended_trees: VecDeque::new(),
                 sleepers: 0,
                 awaiting: Vec::new(),
+                visitors: HashSet::new(),
                 next_key: 0,
                 taken_over: Vec::new(),
                 left: Vec::new(),
@@ -237,9 +240,25 @@ impl Core {
             }
             tables.state = State::ShuttingDown;
         }
+        self.send_visitors_away();
         for cell in self.children() {
             cell.leave_queue();
         }
+    }
+
+    /// Somebody waits for room, as that number.
+    pub(super) fn visits(&self, number: Number) {
+        self.tables().visitors.insert(number);
+    }
+
+    pub(super) fn visits_no_more(&self, number: Number) {
+        self.tables().visitors.remove(&number);
+    }
+
+    /// There will be no room. Said when the state is set: who comes later sees that.
+    fn send_visitors_away(&self) {
+        let visitors = std::mem::take(&mut self.tables().visitors);
+        visitors.into_iter().filter_map(Number::leave).for_each(|visitor| visitor.left());
     }
 
     /// Whether children may still be started.
@@ -255,6 +274,7 @@ impl Core {
     /// The loop is gone and nobody takes over: whoever waits is told.
     pub(crate) fn die(&self) {
         self.tables().state = State::Dead;
+        self.send_visitors_away();
         for cell in self.children() {
             cell.leave_queue();
             cell.loop_died();

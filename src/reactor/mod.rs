@@ -212,7 +212,8 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::QueueFull`], [`ErrorKind::Forked`].
+    /// [`ErrorKind::QueueFull`]; [`ErrorKind::ShutDown`] as soon as the reactor takes no more; [`ErrorKind::Forked`]. A cancelled context does not
+    /// end it: select it with [`Context::cancelled`].
     ///
     /// # Cancel safety
     ///
