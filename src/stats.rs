@@ -184,7 +184,7 @@ pub struct Stats {
     pub cancelled: u64,
     /// Those of them that died of a SIGKILL that a stop had sent.
     pub killed: u64,
-    /// Events for somebody who was gone already: a child whose last output and whose end came in one batch leaves one for each stream.
+    /// Events for somebody who was gone already when they were served: a child that another thread reaped meanwhile.
     pub stale_events: u64,
     /// Bytes that the loop read from children.
     pub read_bytes: u64,

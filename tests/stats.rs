@@ -37,6 +37,21 @@ fn lives(stats: &Stats) -> [u64; 6] {
 }
 
 #[test]
+fn output_and_end_in_one_batch_are_no_stale_events() {
+    let mut reactor = Reactor::new().unwrap();
+    for _ in 0..30 {
+        let mut command = sh("echo out; echo err >&2");
+        reactor.spawn(command.stdout(Stdio::captured()).stderr(Stdio::captured())).unwrap();
+    }
+    let mut reported = 0;
+    while reported < 30 {
+        reactor.turn(Some(SOON)).unwrap();
+        reported += std::iter::from_fn(|| reactor.next_exit()).count();
+    }
+    assert_eq!((reactor.stats().exited, reactor.stats().stale_events), (30, 0));
+}
+
+#[test]
 fn every_child_and_every_failure_is_counted_once() {
     let driver = Driver::new().unwrap();
     assert_eq!(lives(&driver.stats()), [0; 6]);

@@ -788,6 +788,22 @@ impl Core {
         }
     }
 
+    /// Leaves only the pipes of those who are there; returns how many others had not `ended` just now (sorted).
+    pub(crate) fn forget_gone(&self, pipes: &mut Vec<(Token, bool)>, ended: &[Token]) -> u64 {
+        if pipes.is_empty() {
+            return 0;
+        }
+        let mut tables = self.tables();
+        let mut stale = 0;
+        pipes.retain(|(token, _)| {
+            let token = token.of_kind(Kind::Child);
+            let is_there = tables.child_slot(token).is_some();
+            stale += u64::from(!is_there && ended.binary_search(&token).is_err());
+            is_there
+        });
+        stale
+    }
+
     /// A context has ended: if the loop has yet to go through its children, how many there are, for [`Core::members`].
     pub(crate) fn begin_stopping(&self, token: Token) -> Option<usize> {
         let mut tables = self.tables();

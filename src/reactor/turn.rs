@@ -224,9 +224,9 @@ impl Loop {
     }
 
     fn serve_exits(&mut self) {
-        for token in self.batch.exits.drain(..) {
+        for token in &self.batch.exits {
             // A stale token is expected: a waiter reaped it meanwhile.
-            match self.core.child(token) {
+            match self.core.child(*token) {
                 Some(cell) => cell.on_readable(),
                 None => self.core.recorder.stale_events.increment(),
             }
@@ -293,6 +293,11 @@ impl Loop {
     }
 
     fn serve_pipes(&mut self) {
+        // The end of a child empties its pipes: what they reported in the same batch is served by then.
+        self.batch.exits.sort_unstable();
+        let stale = self.core.forget_gone(&mut self.batch.pipes, &self.batch.exits);
+        self.core.recorder.stale_events.add(stale);
+        self.batch.exits.clear();
         for (token, hung_up) in self.batch.pipes.drain(..) {
             self.unread.push(token, hung_up);
         }
@@ -300,10 +305,7 @@ impl Loop {
             let Some((token, hung_up)) = self.unread.pop() else {
                 return;
             };
-            let Some(cell) = self.core.child(token.of_kind(Kind::Child)) else {
-                self.core.recorder.stale_events.increment();
-                continue;
-            };
+            let Some(cell) = self.core.child(token.of_kind(Kind::Child)) else { continue };
             if cell.on_pipe(token.kind(), hung_up) {
                 self.unread.push(token, hung_up);
             }
