@@ -147,7 +147,7 @@ impl Pool {
         state.queue.insert(ticket, job);
         if state.idle > 0 {
             // Nobody is woken for what must wait for a spawner, if somebody looks by himself.
-            let is_for_somebody = state.next_look.is_none() || state.has_room(ticket.due);
+            let is_for_somebody = state.next_look.is_none() || state.has_room(Instant::now());
             drop(state);
             if is_for_somebody {
                 self.work.notify_one();
@@ -217,7 +217,7 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
 
@@ -252,5 +252,38 @@ mod tests {
         never.leave().expect("it waits").left();
         assert_eq!(next().0, "left");
         assert!(never.leave().is_none() && later.leave().is_none());
+    }
+
+    struct Hang(Receiver<()>, Sender<()>);
+
+    impl Job for Hang {
+        fn begin(self: Box<Self>) {
+            self.1.send(()).unwrap();
+            let _ = self.0.recv();
+        }
+
+        fn left(self: Box<Self>) {}
+    }
+
+    #[test]
+    fn whoever_was_held_back_for_long_waits_for_nobody_who_is_stuck() {
+        const SOON: Duration = Duration::from_secs(20);
+        let (sender, told) = channel();
+        let began = Instant::now();
+        let far = Ticket::new(began + Duration::from_secs(60));
+        far.queue(Box::new(Note(sender.clone(), "far"))).unwrap();
+        let mut gates = Vec::new();
+        for _ in 0..SPAWNERS {
+            let (release, gate) = channel();
+            let (hangs, hanging) = channel();
+            Ticket::new(Instant::now()).queue(Box::new(Hang(gate, hangs))).unwrap();
+            hanging.recv_timeout(SOON).unwrap();
+            gates.push(release);
+        }
+        // Until they are taken for stuck; nobody tells.
+        assert!(told.recv_timeout(2 * STUCK).is_err());
+        Ticket::new(began).queue(Box::new(Note(sender, "held back"))).unwrap();
+        assert_eq!(told.recv_timeout(SOON).unwrap().0, "held back");
+        far.leave().expect("it waits").left();
     }
 }
