@@ -20,6 +20,8 @@ pub(crate) enum Clock {
     Call,
     /// The end of the time that a caller's writers have after a cut.
     Copy,
+    /// The cut of what a stopped child left, when its exit has been told.
+    Cut,
 }
 
 /// A deadline: whose, and which.

@@ -357,3 +357,38 @@ fn a_pipe_that_is_found_full_again_and_again_is_enlarged() {
         assert_eq!(size(), expected);
     }
 }
+
+/// Promise 5: what it left is read by the loop, when its exit is known, and not by who waits for that.
+#[test]
+fn who_waits_for_the_death_of_a_flood_does_not_read_what_it_left() {
+    let read_bytes = || {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap_or_default();
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse::<usize>().ok())
+    };
+    if read_bytes().is_none() {
+        return skip("who_waits_for_the_death_of_a_flood_does_not_read_what_it_left", "no I/O accounting");
+    }
+    let ctx = Context::new();
+    let mut options = QueueOptions::chunks();
+    let (stdout, queue) = options.bytes_max(1).one();
+    let child = Command::new("yes").stdout(stdout).context(&ctx).kill_on_drop(true).spawn().unwrap();
+    let theirs = File::open(format!("/proc/{}/fd/1", child.id())).unwrap();
+    common::eventually("its pipe is full", || rustix::io::ioctl_fionread(&theirs).unwrap() as usize + 4096 > 64 << 10);
+    std::thread::scope(|scope| {
+        let (begun, thread) = mpsc::channel();
+        let child = &child;
+        let waiter = scope.spawn(move || {
+            begun.send(rustix::thread::gettid()).unwrap();
+            let before = read_bytes().unwrap();
+            child.wait().unwrap();
+            read_bytes().unwrap() - before
+        });
+        let stat = format!("/proc/self/task/{}/stat", thread.recv().unwrap());
+        common::eventually("it waits", || fs::read_to_string(&stat).unwrap().contains(") S "));
+        ctx.cancel();
+        let by_waiter = waiter.join().unwrap();
+        assert!(by_waiter < 32 << 10, "{by_waiter} bytes");
+    });
+    drop(theirs);
+    assert!(queue.map(|piece| piece.len()).sum::<usize>() >= 60 << 10);
+}

@@ -143,8 +143,7 @@ impl Capture {
                 Ok(n)
             }),
             (sink, None) => {
-                // One read never takes more than the pipe holds.
-                let room = sink.make_room(at_most.unwrap_or(usize::MAX));
+                let room = sink.make_room(at_most.unwrap_or(PIPE_TURN_BYTES));
                 match source.read(|fd| sink.read_from(fd, room)) {
                     Ok(n) => {
                         if sink.buffer().is_some() {
@@ -182,6 +181,11 @@ impl Capture {
     /// The exit was seen.
     pub(crate) fn note_owed(&mut self) {
         self.source.note_owed();
+    }
+
+    /// The exit was seen: how much the child itself left. Counted once; of what comes later none is its own.
+    pub(crate) fn owed(&mut self) -> usize {
+        self.source.owed()
     }
 
     /// The exit was seen, and after it nothing was left in the pipe: what comes from now on is not the child's. What is still on its way
@@ -391,6 +395,16 @@ mod tests {
         drop(writer);
         assert_eq!(capture.pump(true), Pumped::Ended);
         assert_eq!(capture.into_bytes(), (sent, 0));
+    }
+
+    #[test]
+    fn one_turn_takes_its_share_of_a_pipe_and_no_more() {
+        let (mut capture, mut writer) = capture(None);
+        rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
+        capture.sink.buffer().unwrap().0.reserve(1 << 20);
+        writer.write_all(&[7; 300_000]).unwrap();
+        assert_eq!(capture.pump(false), Pumped::More);
+        assert_eq!(capture.take_count(), PIPE_TURN_BYTES as u64);
     }
 
     #[test]

@@ -13,8 +13,10 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use crate::sys::process::write_without_sigpipe;
 
-/// How much is moved through one pipe before others have their turn.
-pub(crate) const PIPE_TURN_BYTES: usize = 256 << 10;
+/// How much is moved through one pipe before others have their turn. A child that is killed cannot end, either, while its pipe is read.
+pub(crate) const PIPE_TURN_BYTES: usize = 64 << 10;
+/// How much is written to one child's stdin in a turn.
+const FEED_TURN_BYTES: usize = 256 << 10;
 /// What a busy pipe is enlarged to.
 const PIPE_MAX_BYTES: usize = 256 << 10;
 /// A read of this much found the pipe full: the writer is faster than we come round.
@@ -144,10 +146,10 @@ impl Feed {
     pub(crate) fn pump(&mut self) -> Pumped {
         let start = self.written_bytes;
         while self.written_bytes < self.bytes.len() {
-            if self.written_bytes - start >= PIPE_TURN_BYTES {
+            if self.written_bytes - start >= FEED_TURN_BYTES {
                 return Pumped::More;
             }
-            let end = self.bytes.len().min(self.written_bytes + PIPE_TURN_BYTES);
+            let end = self.bytes.len().min(self.written_bytes + FEED_TURN_BYTES);
             match write_without_sigpipe(self.fd.as_fd(), &self.bytes[self.written_bytes..end]) {
                 Ok(n) => self.written_bytes += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Pumped::Blocked,

@@ -431,6 +431,7 @@ impl Cell {
             Clock::Call if life.call == Call::Running && life.ended.is_some() => self.conclude(life),
             Clock::Call => {}
             Clock::Copy => self.leave_copiers(life),
+            Clock::Cut => self.cut(life),
         });
     }
 

@@ -25,6 +25,8 @@ use crate::token::Kind;
 
 /// How long the caller's writers have, after a cut, to take what the child had left for them.
 const COPY_GRACE: Duration = Duration::from_millis(250);
+/// What a stopped child left is read before anybody hears of its end if it is no more than this.
+const CUT_AT_ONCE_BYTES: usize = 4 << 10;
 
 impl Cell {
     pub(super) fn pump_feed(&self, life: &mut Life) -> bool {
@@ -145,7 +147,7 @@ impl Cell {
             extra.copiers.iter().flatten().for_each(Copier::note_owed);
             // Nobody asked to wait longer for the output of what was stopped.
             if stopped && extra.wait_delay.is_none() && life.has_streams() {
-                return self.cut(life);
+                return self.cut_when_told(life);
             }
         }
         (0..2).for_each(|which| self.read_rest(life, which));
@@ -176,6 +178,18 @@ impl Cell {
         } else if !capture.has_consumer() {
             capture.owe_nothing();
         }
+    }
+
+    /// The exit is published, and who waits for it gets the lock first: what takes time to read is left to the loop, which does it after the
+    /// exits and the stops of the same turn.
+    fn cut_when_told(self: &Arc<Cell>, life: &mut Life) {
+        if let (Some(extra), Some(token)) = (&mut life.extra, life.token) {
+            let owed_bytes: usize = extra.captures.iter_mut().flatten().map(Capture::owed).sum();
+            if owed_bytes > CUT_AT_ONCE_BYTES {
+                return self.core.arm(Instant::now(), (token, Clock::Cut));
+            }
+        }
+        self.cut(life);
     }
 
     pub(super) fn cut(self: &Arc<Cell>, life: &mut Life) {
