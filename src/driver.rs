@@ -83,7 +83,8 @@ impl Driver {
     }
 
     /// How many children may live at a time; `None`: as many as there is room for. A spawn beyond the limit waits: the call, or the future. It
-    /// leaves the queue when one of its contexts is cancelled, its deadline passes, the future is dropped or the driver shuts down.
+    /// leaves the queue when one of its contexts is cancelled, its deadline passes, the future is dropped or the driver shuts down. A call from a
+    /// waker, on the driver's own thread, would wait for itself: it fails ([`ErrorKind::NoRoom`](crate::ErrorKind::NoRoom)).
     ///
     /// Those count that are started from now on, from the moment they are admitted until their end is seen. A limit of zero holds everything
     /// back until it is raised. See [`Context::set_max_running`] for tenants, [`Command::priority`] for the order.

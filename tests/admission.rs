@@ -570,6 +570,34 @@ fn who_waits_for_room_is_woken_when_there_is_some() {
     assert_eq!(block_on(driver.room_async(&sleeper())).unwrap_err().kind(), ErrorKind::QueueFull);
 }
 
+/// Spawns beyond the limit when it is woken: on the driver's thread.
+struct Spawner {
+    driver: Arc<Driver>,
+    told: std::sync::mpsc::Sender<Result<Child>>,
+}
+
+impl Wake for Spawner {
+    fn wake(self: Arc<Self>) {
+        for _ in 0..2 {
+            let _ = self.told.send(self.driver.spawn(&sleeper()));
+        }
+    }
+}
+
+#[test]
+fn a_call_beyond_the_limit_in_a_waker_does_not_wait_for_itself() {
+    let driver = Arc::new(driver(1));
+    let (told, results) = std::sync::mpsc::channel();
+    let child = driver.spawn(&sleeper()).unwrap();
+    let waker = Waker::from(Arc::new(Spawner { driver: driver.clone(), told }));
+    let mut waiting = Box::pin(child.wait_async());
+    assert!(waiting.as_mut().poll(&mut task::Context::from_waker(&waker)).is_pending());
+    child.kill().unwrap();
+    let first = results.recv_timeout(SOON).unwrap();
+    assert!(first.is_ok(), "{first:?}");
+    assert_eq!(results.recv_timeout(SOON).unwrap().unwrap_err().kind(), ErrorKind::NoRoom);
+}
+
 #[test]
 fn who_waits_for_room_is_told_when_there_will_be_none() {
     let begin_waiting = |driver: &Driver| {

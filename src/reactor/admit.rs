@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::cell::{Cell, Turn};
 use super::core::Core;
+use super::turn::is_turned_here;
 use crate::admission::{self, Applicant, Application, Key, Line, Number, Permit};
 use crate::command::Command;
 use crate::context::Context;
@@ -50,7 +51,8 @@ pub(super) fn admit(cell: &Arc<Cell>, command: &Command) -> Result<Option<Permit
     let Some(line) = line(&cell.core, command) else { return Ok(None) };
     match admission::try_admit(&line) {
         Ok(permit) => Ok(Some(permit)),
-        Err(full) if cell.core.is_turned_by_its_caller() => Err(no_room(full)),
+        // On the loop's own thread, in a waker, it would wait for itself.
+        Err(full) if cell.core.is_turned_by_its_caller() || is_turned_here(&cell.core) => Err(no_room(full)),
         Err(_) => wait(cell, line, command.priority).map(Some),
     }
 }

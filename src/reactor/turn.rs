@@ -29,6 +29,31 @@ const ALARMS_TURN_MAX: usize = 1024;
 /// How many pipes one turn serves; each has a budget of its own.
 const PIPES_TURN_MAX: usize = 64;
 
+thread_local! {
+    /// Whose loop this thread is in, by address. A waker that it runs is somebody else's code, and may call us.
+    static TURNED_HERE: std::cell::Cell<*const Core> = const { std::cell::Cell::new(std::ptr::null()) };
+}
+
+/// Whether this thread is in a turn of that loop: if it waited for the loop it would wait for itself.
+pub(super) fn is_turned_here(core: &Core) -> bool {
+    TURNED_HERE.with(|turned| std::ptr::eq(turned.get(), core))
+}
+
+/// For the length of a turn, also of one that panics: the loop that was turned here before.
+struct Turning(*const Core);
+
+impl Turning {
+    fn begin(core: &Arc<Core>) -> Turning {
+        Turning(TURNED_HERE.replace(Arc::as_ptr(core)))
+    }
+}
+
+impl Drop for Turning {
+    fn drop(&mut self) {
+        TURNED_HERE.set(self.0);
+    }
+}
+
 /// What is turned: by a driver's thread, or by a caller through a [`Reactor`](super::Reactor).
 #[derive(Debug)]
 pub(crate) struct Loop {
@@ -180,6 +205,18 @@ impl Loop {
                 return Err(Error::new(ErrorKind::Io).saying("epoll_wait").because(error));
             }
         }
+        let turning = Turning::begin(&self.core);
+        let is_full = self.serve();
+        drop(turning);
+        if is_full || self.has_leftovers() {
+            // An outer loop does not hear again of what was left.
+            self.core.wake();
+        }
+        Ok(())
+    }
+
+    /// Says whether the kernel may have more.
+    fn serve(&mut self) -> bool {
         let count = self.sort_events();
         self.core.recorder.batch.record(count as u64);
         self.adopt();
@@ -190,11 +227,7 @@ impl Loop {
         self.serve_pipes();
         self.serve_nested();
         self.core.tell_if_empty();
-        if count == EVENTS_TURN_MAX || self.has_leftovers() {
-            // An outer loop does not hear again of what was left.
-            self.core.wake();
-        }
-        Ok(())
+        count == EVENTS_TURN_MAX
     }
 
     fn has_leftovers(&self) -> bool {
