@@ -382,7 +382,7 @@ impl Command {
     /// ```
     /// use pidloop::{Command, Terminal};
     ///
-    /// let output = Command::new("sh").args(["-c", "stty size; tty"]).terminal(Terminal::new().size(40, 120)).output()?;
+    /// let output = Command::new("tty").terminal(&Terminal::new()).output()?;
     /// assert_eq!(output.stdout, b"not a tty\r\n");           // nobody types: its stdin is null
     /// let output = Command::new("stty").arg("size").terminal(Terminal::new().size(40, 120).typed("")).output()?;
     /// assert!(output.stdout.starts_with(b"40 120\r\n"));
