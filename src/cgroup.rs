@@ -6,8 +6,8 @@ use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,6 +48,8 @@ pub(crate) struct Cgroup {
     events: Arc<OwnedFd>,
     /// `cgroup.kill` (Linux 5.14), held open: a stop needs no descriptor that may not be left then.
     killer: Option<OwnedFd>,
+    /// `cgroup.freeze` (Linux 5.2), held open from the first pause on: to go on needs none that may not be left then.
+    freezer: OnceLock<OwnedFd>,
     is_removed: bool,
     /// Which process made it: a forked copy leaves it alone.
     generation: u64,
@@ -74,8 +76,8 @@ impl Cgroup {
             let _ = rustix::fs::unlinkat(parent, &*name, AtFlags::REMOVEDIR);
             failed(errno.into())
         })?;
-        let cgroup =
-            Cgroup { parent: parent.clone(), name, dir, events, killer, is_removed: false, generation: generation() };
+        let (parent, freezer, generation) = (parent.clone(), OnceLock::new(), generation());
+        let cgroup = Cgroup { parent, name, dir, events, killer, freezer, is_removed: false, generation };
         if cgroup.says("frozen") {
             let what = "it is frozen: nothing would begin in there";
             return Err(Error::new(ErrorKind::Setup).at(Stage::Cgroup).saying(what));
@@ -144,7 +146,15 @@ impl Cgroup {
 
     /// Stops or continues all of it without a signal: `cgroup.freeze` (Linux 5.2).
     pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
-        self.write("cgroup.freeze", if frozen { "1" } else { "0" })
+        let freezer = match self.freezer.get() {
+            Some(freezer) => freezer,
+            None => {
+                let opened = raise(open(self.dir.as_fd(), "cgroup.freeze", OFlags::WRONLY)?);
+                self.freezer.get_or_init(|| opened)
+            }
+        };
+        rustix::io::write(freezer, if frozen { b"1" } else { b"0" })?;
+        Ok(())
     }
 
     /// Sends `signal` to every process in it and below, except to this one.
@@ -253,7 +263,8 @@ impl Drop for Cgroup {
         }
         let (parent, dir, events) = (self.parent.clone(), self.dir.clone(), self.events.clone());
         let name = std::mem::take(&mut self.name);
-        let heir = Cgroup { parent, name, dir, events, killer: None, is_removed: false, generation: self.generation };
+        let (freezer, generation) = (OnceLock::new(), self.generation);
+        let heir = Cgroup { parent, name, dir, events, killer: None, freezer, is_removed: false, generation };
         helpers::run(Box::new(move || heir.linger()));
     }
 }

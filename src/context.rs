@@ -118,8 +118,9 @@ impl Links {
 #[derive(Clone, Copy, Default)]
 struct Pauses {
     by_itself: bool,
-    /// How many of it and those above are paused by themselves.
-    depth: usize,
+    /// How many of it and those above are paused by themselves. Where a pause and its resume meet the latter may come here first: below zero
+    /// until the other one comes.
+    depth: isize,
     since: Option<Instant>,
     /// Of the pauses that are over.
     total: Duration,
@@ -127,13 +128,10 @@ struct Pauses {
 
 impl Pauses {
     fn change(&mut self, paused: bool, now: Instant) {
-        if paused {
-            self.depth += 1;
+        self.depth += if paused { 1 } else { -1 };
+        if self.depth > 0 {
             self.since.get_or_insert(now);
-            return;
-        }
-        self.depth = self.depth.saturating_sub(1);
-        if self.depth == 0 {
+        } else {
             self.total += self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         }
     }
@@ -340,8 +338,9 @@ impl Context {
         if !links.closed {
             let place = links.children.insert(Arc::downgrade(&child.0));
             // Under the parent's lock: who pauses it now finds the child in the list, or has been seen.
-            if let Some(depth) = links.pauses.as_ref().map(|pauses| pauses.depth).filter(|depth| *depth > 0) {
-                *child.0.links().pauses() = Pauses { depth, since: Some(Instant::now()), ..Pauses::default() };
+            if let Some(depth) = links.pauses.as_ref().map(|pauses| pauses.depth).filter(|depth| *depth != 0) {
+                let since = (depth > 0).then(Instant::now);
+                *child.0.links().pauses() = Pauses { depth, since, ..Pauses::default() };
             }
             child.0.place.store(place, Ordering::Relaxed);
             return;
@@ -386,7 +385,7 @@ impl Context {
     /// Stops every child of this context, and of those made from it, until [`resume`](Context::resume), and their clocks with them: SIGSTOP, to
     /// whom their stops reach (a [group](crate::Command::group), too); a [cgroup](crate::Command::cgroup_scope) is frozen.
     ///
-    /// What stands still meanwhile: the deadline of this context and of those made from it, the commands' timeouts, the steps of their stops,
+    /// What stands still meanwhile: the deadline of this context and of those made from it (not one that it has from above), the commands' timeouts, the steps of their stops,
     /// `wait_delay`. A child that is started meanwhile is stopped as soon as its program begins. A stop ends the pause for the child that it is
     /// for, which could not heed it otherwise. Pausing what is paused does nothing. Signals are sent by this call, to all of them.
     ///

@@ -181,8 +181,8 @@ fn scan(orphans: &Orphans) -> usize {
     let meant = strangers.filter(|pid| has_run(*pid, &ours) && (orphans.all || is_in_a_cgroup_of_ours(*pid)));
     let adopted = meant.filter(|pid| match orphans.adopt(*pid) {
         Ok(()) => true,
-        // One of the library's that was reaped since the list was read.
-        Err(error) if error.kind() == ErrorKind::NoSuchChild => false,
+        // One of the library's that was reaped since the list was read, or was adopted by its caller.
+        Err(error) if matches!(error.kind(), ErrorKind::NoSuchChild | ErrorKind::InvalidInput) => false,
         Err(error) => {
             tell(Level::Warn, format_args!("orphan {pid}: {error}"));
             false

@@ -231,3 +231,28 @@ fn nothing_is_left_of_them() {
         eventually("their descriptors are closed", || open_descriptors() == before);
     });
 }
+
+/// One reaper at a time.
+#[test]
+fn what_is_watched_already_is_refused() {
+    let theirs = std_sh("exec sleep 600");
+    let mut adopt = Adopt::child(&theirs).unwrap();
+    let child = Child::adopt(adopt.kill_on_drop(true)).unwrap();
+    let refused = |adopt: &Adopt| {
+        let error = Child::adopt(adopt).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert!(error.to_string().contains("watched already"), "{error}");
+    };
+    refused(&adopt);
+    let mut jobs = Reactor::new().unwrap();
+    assert_eq!(jobs.adopt(&Adopt::pid(theirs.id()).unwrap()).unwrap_err().kind(), ErrorKind::InvalidInput);
+    child.kill().unwrap();
+    let exit = child.wait().unwrap();
+    assert!(exit.signal() == Some(Signal::SIGKILL) && exit.usage().is_some());
+
+    let own = Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
+    refused(&Adopt::pid(own.id()).unwrap());
+    own.kill().unwrap();
+    let exit = own.wait().unwrap();
+    assert!(exit.signal() == Some(Signal::SIGKILL) && exit.usage().is_some());
+}

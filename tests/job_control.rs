@@ -241,3 +241,98 @@ fn stops_and_continuations_are_told() {
         assert_eq!(count.load(Ordering::SeqCst), 0);
     });
 }
+
+/// A stop ends the pause of its child, also one that comes when another is under way and is paused.
+#[test]
+fn a_terminate_reaches_a_child_whose_ladder_is_paused() {
+    let (ctx, stop) = (Context::new(), Context::new());
+    let ask = (Step::Signal(Signal::SIGTERM), Duration::from_secs(600));
+    let mut command = sh("trap 'echo got' TERM; echo ready; while :; do sleep 0.01; done");
+    let command = command.context(&ctx).context(&stop).cancel(Cancel::Steps(vec![ask])).kill_on_drop(true);
+    let (child, mut stdout) = spawn_ready(command);
+    stop.cancel();
+    stdout.read_exact(&mut [0; 4]).unwrap();
+    ctx.pause();
+    eventually("it is stopped", || is_stopped(child.id()));
+    std::thread::scope(|scope| {
+        let terminated = scope.spawn(|| child.terminate(Duration::from_millis(20)).unwrap());
+        let ended = child.wait_timeout(SOON).unwrap();
+        ctx.resume();
+        assert!(ended.is_some(), "its grace stood still");
+        assert_eq!(terminated.join().unwrap().signal(), Some(Signal::SIGKILL));
+    });
+}
+
+/// Each pause is undone by its resume, whoever of two threads comes first to whatever is below.
+#[test]
+fn pauses_and_resumes_that_meet_leave_nothing_behind() {
+    let above = Context::new();
+    let below = above.child_context();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..common::rounds(20_000) {
+                    above.pause();
+                    above.resume();
+                }
+            });
+        }
+    });
+    above.pause();
+    assert!(above.is_paused() && below.is_paused());
+    above.resume();
+    assert!(!above.is_paused() && !below.is_paused());
+}
+
+/// Its number may be anybody's by then.
+#[test]
+fn nobody_looks_at_a_child_that_is_reaped() {
+    in_own_process("nobody_looks_at_a_child_that_is_reaped", || {
+        const HELPERS: usize = 16;
+        let gate = Arc::new((Mutex::new(false), std::sync::Condvar::new()));
+        let (begun, told) = mpsc::channel();
+        let mut blocking = Command::new("true");
+        let held = gate.clone();
+        blocking.inspect(move |_| {
+            begun.send(()).unwrap();
+            drop(held.1.wait_while(held.0.lock().unwrap(), |open| !*open).unwrap());
+        });
+        let blocked: Vec<Child> = (0..HELPERS).map(|_| blocking.spawn().unwrap()).collect();
+        (0..HELPERS).for_each(|_| told.recv_timeout(SOON).unwrap());
+        let looks = Arc::new(AtomicUsize::new(0));
+        let mut command = Command::new("true");
+        let counted = looks.clone();
+        let count = move |_: &Dead| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        let child = command.inspect(count).spawn().unwrap();
+        assert!(child.wait_timeout(SOON).unwrap().expect("it is held up").success());
+        *gate.0.lock().unwrap() = true;
+        gate.1.notify_all();
+        blocked.iter().for_each(|child| assert!(child.wait().unwrap().success()));
+        // What is run after it on the same threads has been run.
+        let after = blocking.spawn().unwrap();
+        after.wait().unwrap();
+        assert_eq!(looks.load(Ordering::SeqCst), 0, "it was looked at when it had been reaped");
+    });
+}
+
+/// A loop that takes over takes the pauses, too.
+#[test]
+fn a_child_is_resumed_by_the_loop_that_took_it_over() {
+    let ctx = Context::new();
+    let mut jobs = Reactor::new().unwrap();
+    let mut command = Command::new("sleep");
+    let id = jobs.spawn(command.arg("600").context(&ctx)).unwrap();
+    let pid = jobs.pid(id).unwrap();
+    ctx.pause();
+    eventually("it is stopped", || is_stopped(pid));
+    drop(jobs);
+    assert!(is_stopped(pid));
+    ctx.resume();
+    eventually("it goes on", || runs(pid));
+    ctx.pause();
+    eventually("it is stopped again", || is_stopped(pid));
+    ctx.cancel();
+    eventually("it is gone", || !exists(pid));
+}

@@ -14,6 +14,8 @@ mod founding;
 mod options;
 #[path = "pre_exec.rs"]
 mod pre_exec;
+#[path = "scopes.rs"]
+mod scopes;
 #[path = "start_wait.rs"]
 mod start_wait;
 #[path = "status_signals.rs"]

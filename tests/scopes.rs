@@ -384,6 +384,25 @@ fn limits_are_set_before_it_begins() {
     child.wait_tree().unwrap();
 }
 
+/// One that every cgroup has, whatever controllers are elsewhere: by its file, and by what it does to the first command in it.
+#[test]
+fn limits_that_need_no_controller_hold_from_the_first_command_on() {
+    let Some(dir) = Delegated::new("depth") else { return };
+    let make = "d=$1/$(sed -n 's/^0::.*\\///p' /proc/self/cgroup); cat $d/$2; mkdir $d/a && mkdir $d/a/b";
+    let outcome = |file: &str, value: &str| {
+        let mut command = sh(make);
+        command.arg("sh").arg(&dir.0).arg(file).cgroup_scope(dir.scope().set(file, value));
+        let child = command.stdout(pidloop::Stdio::captured()).stderr(pidloop::Stdio::null()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        (String::from_utf8_lossy(&output.stdout).trim().to_owned(), output.status.success())
+    };
+    for file in ["cgroup.max.depth", "cgroup.max.descendants"] {
+        assert_eq!(outcome(file, "1"), ("1".to_owned(), false), "{file}");
+        assert_eq!(outcome(file, "2"), ("2".to_owned(), true), "{file}");
+    }
+    eventually("all are removed", || dir.below().is_empty());
+}
+
 #[test]
 fn a_cgroup_that_its_own_processes_made_goes_with_it() {
     let Some(dir) = Delegated::new("nested") else { return };
@@ -515,6 +534,50 @@ fn a_stop_needs_no_descriptor_that_is_not_there() {
         assert_eq!((error.kind(), missing.kind()), (ErrorKind::NoDescriptors, ErrorKind::NoDescriptors));
         assert_eq!((exit.scope(), exit.signal()), (Scope::Cgroup, Some(Signal::SIGKILL)));
         assert!(gone.is_some() && dir.below().is_empty() && dir.has_no_process());
+    });
+}
+
+/// Frozen by a pause, with whoever has got away; a resume and a stop need no descriptor that is not there.
+#[test]
+fn a_pause_freezes_all_of_a_cgroup() {
+    const NAME: &str = "a_pause_freezes_all_of_a_cgroup";
+    in_own_process(NAME, || {
+        let Some(dir) = Delegated::new("paused") else { return };
+        let ctx = Context::new();
+        let count = "i=0; while :; do i=$((i+1)); done";
+        let mut command = sh(&format!("setsid sh -c '{count}' & trap 'exit 9' TERM; echo ready; {count}"));
+        let ask = (Step::Signal(Signal::SIGTERM), SOON);
+        let command = command.cgroup_scope(&dir.scope()).context(&ctx).cancel(Cancel::Steps(vec![ask]));
+        let (child, _stdout) = spawn_ready(command);
+        let own = dir.below()[0].join("cgroup.events");
+        let is_frozen = || fs::read_to_string(&own).unwrap().contains("frozen 1");
+        ctx.pause();
+        eventually("it is frozen", is_frozen);
+        let used = child.tree_usage().unwrap();
+        assert_eq!(child.wait_timeout(Duration::from_millis(50)).unwrap().map(|exit| exit.code()), None);
+        assert_eq!(child.tree_usage().unwrap().user_time, used.user_time);
+        let without_descriptors = |then: &mut dyn FnMut()| {
+            let limit = getrlimit(RlimitOf::Nofile);
+            // With 0 poll(2) of a single one would be refused.
+            setrlimit(RlimitOf::Nofile, Rlimit { current: Some(1), ..limit }).unwrap();
+            then();
+            setrlimit(RlimitOf::Nofile, limit).unwrap();
+        };
+        without_descriptors(&mut || ctx.resume());
+        eventually("it goes on", || !is_frozen());
+        eventually("it counts on", || child.tree_usage().unwrap().user_time > used.user_time);
+        // A stop that asks is heard by who was paused.
+        ctx.pause();
+        eventually("it is frozen again", is_frozen);
+        let mut exit = None;
+        without_descriptors(&mut || {
+            ctx.cancel();
+            exit = child.wait_timeout(SOON).unwrap();
+        });
+        assert_eq!(exit.and_then(|exit| exit.code()), Some(9));
+        child.kill().unwrap();
+        child.wait_tree_timeout(SOON).unwrap().unwrap();
+        assert!(dir.below().is_empty());
     });
 }
 

@@ -233,12 +233,13 @@ impl Child {
     /// Watches a process that other code has started, on the default driver: contexts, deadline and every call here work as for a child that
     /// was spawned. Its times count from now on.
     ///
-    /// A process that is dead already is fine: its end is told. One that the library started itself has an owner, whose status would be taken.
+    /// A process that is dead already is fine: its end is told. One that the library watches already, started or adopted, is refused:
+    /// it has its one reaper.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a descriptor that is no pidfd, one of a thread, or of this process itself,
-    /// and with [`Adopt::group`] for a process that leads none; [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors): a duplicate
+    /// for a child that is watched already, and with [`Adopt::group`] for a process that leads none; [`ErrorKind::NoDescriptors`](crate::ErrorKind::NoDescriptors): a duplicate
     /// of the pidfd is kept until it is dead. Nothing has happened to the process then.
     pub fn adopt(process: &Adopt) -> Result<Child> {
         adopt(default_core()?, process).map(|(cell, _)| Child { cell })

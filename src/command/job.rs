@@ -65,7 +65,7 @@ impl Command {
     /// Calls `f` when the child is dead, before it is reaped: its entry in `/proc` is still there.
     ///
     /// It runs on a helper thread, of which there are 16. The child's end is told when it returns, after one second at the latest; then the
-    /// child is reaped, whatever `f` still does. Nobody is to reap it there. A panic is caught.
+    /// child is reaped, whatever `f` still does; if all helpers were busy for so long it is not called. Nobody is to reap it there. A panic is caught.
     ///
     /// ```
     /// use std::sync::mpsc;

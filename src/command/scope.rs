@@ -96,7 +96,7 @@ impl Command {
     /// [`Child::wait_tree`](crate::Child::wait_tree) tells when the last of it is gone, and what all of it used.
     ///
     /// The child is born there (`CLONE_INTO_CGROUP`, Linux 5.7; before that it enters before its exec). This takes three descriptors more
-    /// for each child. See [`CgroupScope`] for what it needs; a directory that has not got that fails the spawn, in
+    /// for each child, and another one from its first [pause](crate::Context::pause) on. See [`CgroupScope`] for what it needs; a directory that has not got that fails the spawn, in
     /// [`Stage::Cgroup`](crate::Stage::Cgroup):
     ///
     /// | the directory | [`ErrorKind`](crate::ErrorKind) |

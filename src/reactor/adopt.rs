@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cell::{Birth, Cell, Extra, Kin};
-use super::core::{Core, fired};
+use super::core::{Core, fired, is_awaited};
 use super::stop::Ladder;
 use crate::adopt::Adopt;
 use crate::command::Cancel;
@@ -33,6 +33,10 @@ pub(crate) fn adopt(core: &Arc<Core>, adopt: &Adopt) -> Result<(Arc<Cell>, Token
     let label: Arc<str> = label(pid).into();
     let kin = if process::is_our_child(adopt.as_fd()) { Kin::Adopted } else { Kin::Foreign };
     let entered = || {
+        if kin == Kin::Adopted && is_awaited(pid) {
+            // Of two reapers one would lose the status.
+            return Err(refused("it is watched already"));
+        }
         check_group(adopt, pid, kin)?;
         if adopt.contexts.iter().any(Context::is_inherited) {
             return Err(Error::new(ErrorKind::Forked).saying("a context"));

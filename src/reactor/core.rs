@@ -46,6 +46,14 @@ pub(crate) fn known_pids() -> HashSet<u32> {
         .collect()
 }
 
+/// Whether a loop in this process is to reap the process of this number.
+pub(crate) fn is_awaited(pid: u32) -> bool {
+    let all: Vec<Arc<Core>> =
+        ALL.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+    let mut ours = all.iter().filter(|core| core.is_ours()).flat_map(|core| core.children());
+    ours.any(|cell| cell.pid() == pid && cell.is_to_be_reaped())
+}
+
 /// How many of a context's children are gone through at a time.
 const SLICE: usize = 1024;
 

@@ -96,6 +96,12 @@ impl Cell {
         self.emit(life, || EventKind::Spawned);
     }
 
+    /// Whether its end is not known yet. Its number may be somebody else's later on.
+    pub(crate) fn is_to_be_reaped(&self) -> bool {
+        let life = self.lock();
+        life.owner != Owner::Nobody && life.ended.is_none()
+    }
+
     /// Its pidfd for a thread that sleeps on it; `None` when it is reaped.
     pub(crate) fn lend(&self) -> Option<Arc<OwnedFd>> {
         self.with(|life| life.open_pidfd().is_some().then(|| life.lend_pidfd()))

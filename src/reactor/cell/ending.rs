@@ -81,6 +81,10 @@ impl Cell {
         }
         let cell = self.clone();
         helpers::run(Box::new(move || {
+            if cell.lock().owner != Owner::Inspector {
+                // It had to wait for a helper until the child was reaped: its number may be anybody's.
+                return tell(Level::Warn, format_args!("{}: too late for the closure of inspect", cell.label));
+            }
             let dead = Dead { pid: cell.pid() };
             if catch_unwind(AssertUnwindSafe(|| (inspect.0)(&dead))).is_err() {
                 tell(Level::Warn, format_args!("{}: the closure of inspect panicked", cell.label));

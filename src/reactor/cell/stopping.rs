@@ -81,7 +81,10 @@ impl Cell {
     pub(crate) fn terminate(self: &Arc<Cell>, grace: Duration) {
         self.with(|life| {
             if life.phase == Phase::Stopping {
+                // As every stop: its grace does not stand still, and it is continued.
+                let was_paused = self.end_pause(life);
                 self.start_delay(life, Some(grace));
+                self.after_pause(life, was_paused);
             } else {
                 let rungs = vec![Rung::signal(Signal::SIGTERM, Some(grace)), Rung::kill()];
                 self.stop_by(life, Cause::Terminated, rungs);
