@@ -213,7 +213,7 @@ impl Reactor {
     /// # Errors
     ///
     /// [`ErrorKind::QueueFull`]; [`ErrorKind::ShutDown`] as soon as the reactor takes no more; [`ErrorKind::Forked`]. A cancelled context does not
-    /// end it: select it with [`Context::cancelled`].
+    /// end it: select it with [`Context::cancelled`](crate::Context::cancelled).
     ///
     /// # Cancel safety
     ///
