@@ -18,7 +18,7 @@ use crate::sys::process::with_signals_blocked;
 use crate::tell::{Level, tell};
 
 /// How many of them work at once. A spawner sleeps from the clone to the exec, while its child is busy on another processor.
-const SPAWNERS: usize = 2;
+const SPAWNERS: usize = 4;
 /// After so long at one spawn a spawner is taken for stuck (a filesystem that does not answer, a frozen cgroup), and replaced.
 const STUCK: Duration = Duration::from_millis(100);
 /// How many there are at most, stuck ones included.
