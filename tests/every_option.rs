@@ -255,10 +255,11 @@ fn subjects() {
 /// By case: the calls of one child and of its parent, and the flags of the clone.
 fn traced() -> Option<Vec<(String, Calls, String)>> {
     let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("every-option-{}", std::process::id()));
-    let mut strace = std::process::Command::new("strace");
+    let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-s", "200", "-o"]).arg(&log).arg(std::env::current_exe().unwrap());
     strace.args(["subjects", "--exact", "--nocapture", "--test-threads=1"]).env(VARIABLE, "1");
-    let output = strace.stdin(std::process::Stdio::null()).output().ok()?;
+    // A signal that whoever started us ignores would be one more to be reset.
+    let output = strace.reset_signals().output().ok()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     if said.contains("ptrace(") || said.contains("PTRACE_") {
         return None;
